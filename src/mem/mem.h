@@ -1,0 +1,206 @@
+/*
+ * mem.h: guest memory. GPA space made of memslots (struct vm_mem, one a VM), and each vCPU's view of it through paging
+ * and a TLB (struct mmu, one a vCPU).
+ *
+ * Threads: a struct mmu belongs to the thread that runs its vCPU, or to whoever holds the vCPU's lock. The memslots of
+ * a vm_mem change only while no vCPU of the VM executes guest instructions (kvm/ parks them first), so readers need no
+ * lock.
+ */
+#ifndef DEVKVM_MEM_MEM_H
+#define DEVKVM_MEM_MEM_H
+
+#include "../base/types.h"
+#include "tlb_fast.h"
+
+/* ---- memslots: memslot.c ---------------------------------------------------------------------------------------- */
+
+#define MEMSLOT_DIRTY_LOG BIT(0)
+#define MEMSLOT_READONLY BIT(1)
+
+struct memslot {
+	u32 id;
+	u32 flags; /* MEMSLOT_x */
+	gpa_t gpa;
+	u64 size; /* bytes, a multiple of PAGE_SIZE */
+	u8 *hva;
+	_Atomic(u64) *dirty; /* bit a page; NULL when not logging */
+	_Atomic(u64) *code;  /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
+	void *owner;         /* for the layer that made the slot */
+};
+
+struct vm_mem {
+	struct memslot **slot; /* sorted by gpa */
+	unsigned nslots;
+	u32 version; /* counts changes; TLBs filled under another version are flushed */
+};
+
+void vm_mem_init(struct vm_mem *vm);
+void vm_mem_free(struct vm_mem *vm);
+
+/* The slot that covers `gpa`, or NULL (MMIO). */
+struct memslot *memslot_find(const struct vm_mem *vm, gpa_t gpa);
+/* True when [gpa, gpa + size) touches a slot other than `except`. */
+bool memslot_overlaps(const struct vm_mem *vm, gpa_t gpa, u64 size, const struct memslot *except);
+/* Adds a slot; the caller fills id, flags, gpa, size, hva first and keeps ownership of hva. -ENOMEM or 0. */
+int memslot_add(struct vm_mem *vm, struct memslot *slot);
+/* Takes the slot out (without freeing it). */
+void memslot_remove(struct vm_mem *vm, struct memslot *slot);
+void memslot_free(struct memslot *slot);
+/* Starts or stops dirty logging. -ENOMEM or 0. */
+int memslot_set_dirty_log(struct memslot *slot, bool on);
+/* Copies the dirty bits to `out` (size/PAGE_SIZE bits, whole u64s) and clears them. Write TLB entries must be flushed
+ * by the caller before guests run again. */
+void memslot_take_dirty(struct memslot *slot, u64 *out);
+u64 memslot_pages(const struct memslot *slot);
+
+/* Host address of a GPA, NULL when no slot covers it. */
+u8 *gpa_to_hva(const struct vm_mem *vm, gpa_t gpa);
+/* Notes a processor or device write to guest RAM: dirty bit (and nothing else). */
+void memslot_mark_dirty(struct memslot *slot, gpa_t gpa);
+
+/* ---- the vCPU's view: walk.c, tlb.c, access.c ------------------------------------------------------------------- */
+
+enum mem_access { MEM_READ = 1, MEM_WRITE = 2, MEM_EXEC = 4 };
+
+/* Results of every access function below. */
+enum mem_rc {
+	MEM_OK = 0,
+	MEM_FAULT, /* #PF: mmu->fault says which; nothing was written */
+	MEM_EXIT,  /* an MMIO read needs the client: mmu->mmio_req is filled; run the instruction again afterwards */
+	MEM_BUG    /* more MMIO in one instruction than any has */
+};
+
+enum paging { PAGING_OFF, PAGING_32, PAGING_PAE, PAGING_64 };
+
+/* One piece of an MMIO access: never more than 8 bytes, never over a page border. */
+struct mmio_frag {
+	gpa_t gpa;
+	u8 len;
+	u8 data[8];
+};
+
+#define MMIO_READS_MAX 160
+#define MMIO_WRITES_MAX 160
+#define WATCH_MAX 4
+
+struct mmu;
+
+struct mmu_ops {
+	/* A guest store reached a page that holds cached code; called before the store is done. */
+	void (*code_written)(struct mmu *m, gpa_t gpa, unsigned len);
+	/* All other vCPUs of the VM are stopped between the two calls (split LOCKed accesses). */
+	void (*bus_lock)(struct mmu *m);
+	void (*bus_unlock)(struct mmu *m);
+};
+
+struct mmu {
+	struct vm_mem *vm;
+	const struct mmu_ops *ops;
+
+	/* What paging does, kept by cpu/ through mmu_configure(). */
+	enum paging paging;
+	bool wp, nx, smep, smap, pse, pge, pcide, gbpages;
+	u64 cr3;
+	u64 pdpte[4];          /* PAE: loaded at MOV CR3 */
+	enum tlb_ctx ctx;      /* context of explicit data accesses now */
+	u32 vm_version;        /* vm->version the TLB was filled under */
+	bool large_pages_seen; /* a large page was filled since the last flush: INVLPG must flush all */
+
+	/* Set by a MEM_FAULT. */
+	struct {
+		gva_t gva;
+		u32 error; /* PF_x */
+	} fault;
+
+	/* MMIO of the instruction in progress. Reads already answered by the client replay from the log when the
+	 * instruction runs again; writes are posted and leave one exit each once the instruction is complete. */
+	struct mmio_frag mmio_req; /* the read that MEM_EXIT asks for */
+	unsigned n_reads, next_read;
+	struct mmio_frag reads[MMIO_READS_MAX];
+	unsigned n_writes, next_write;
+	struct mmio_frag writes[MMIO_WRITES_MAX];
+
+	/* Data breakpoints (DR0-3 and the client's): accesses that hit set the bit in watch_hit. */
+	struct {
+		gva_t gva;
+		u8 len;    /* 0: unused */
+		u8 access; /* MEM_READ | MEM_WRITE */
+	} watch[WATCH_MAX];
+	u8 watch_hit;
+	bool watching; /* any watch[] in use */
+
+	u64 tlb_misses;
+	u16 filled_n[TLB_CTXS][TLB_KINDS];
+	u16 filled[TLB_CTXS][TLB_KINDS][TLB_SIZE];
+	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];
+};
+
+void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
+
+/* tlb.c */
+void tlb_flush(struct mmu *m);                 /* all entries */
+void tlb_flush_page(struct mmu *m, gva_t gva); /* INVLPG */
+void tlb_flush_writes(struct mmu *m);          /* write entries only: dirty log, code pages */
+/* Sets mmu->watch and flushes what must not match any more. */
+void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);
+
+/* walk.c: GVA → GPA. Sets A (and D for writes) bits; on failure fills mmu->fault and returns MEM_FAULT. `*page_bits`
+ * (may be NULL) gets the page size of the translation as a power of two. */
+int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_t *gpa, unsigned *page_bits);
+/* The same for KVM_TRANSLATE: no A/D updates, no fault; true when mapped. */
+bool gva_peek(const struct mmu *m, gva_t gva, gpa_t *gpa, bool *writable, bool *user);
+/* Loads the four PAE pointers that CR3 names; false when a reserved bit is set (#GP) or no RAM is there. */
+bool mmu_load_pdptes(struct mmu *m, u64 cr3);
+
+/* access.c: any size, page-crossing, MMIO. Nothing is written unless the whole access is permitted. */
+int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ctx);
+int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx);
+/* Checks that all bytes may be accessed, without accessing them (sets A/D bits as an access would). */
+int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx);
+/* Instruction bytes: fills buf with 1..max bytes up to the page's end; *got says how many; *gpa the first byte's GPA.
+ * MMIO is not executable: MEM_BUG with *got = 0. */
+int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t *gpa);
+
+/*
+ * Read-modify-write and host-pointer access. After MEM_OK `ref->p` points at `size` bytes that hold the operand: guest
+ * RAM itself when that is possible (host LOCK instructions on it are atomic for everybody), else a copy which
+ * mem_close() stores back. Between mem_open() and mem_close() nothing else may be accessed. `access` MEM_READ alone:
+ * no close needed. `locked` asks for atomicity even where the operand is split over pages.
+ * For MMIO: the read part may return MEM_EXIT, the write part is posted by mem_close().
+ */
+struct memref {
+	u8 *p;
+	gva_t gva;
+	u16 size;
+	u8 ctx;
+	bool direct;
+	bool locked;
+	_Alignas(64) u8 buf[64];
+};
+int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, bool locked,
+             struct memref *ref);
+void mem_close(struct mmu *m, struct memref *ref);
+
+/* MMIO bookkeeping for kvm/: */
+/* The instruction in progress is complete (or was given up): forget its answered reads. Posted writes stay. */
+static inline void mmio_done(struct mmu *m)
+{
+	m->n_reads = m->next_read = 0;
+}
+/* The instruction starts over: answered reads replay from the first one. */
+static inline void mmio_restart(struct mmu *m)
+{
+	m->next_read = 0;
+}
+/* The client answered mmu->mmio_req. */
+void mmio_answer(struct mmu *m, const u8 *data);
+/* Next posted write that has not left yet, NULL when none; the caller takes it by calling mmio_write_taken(). */
+const struct mmio_frag *mmio_write_pending(const struct mmu *m);
+void mmio_write_taken(struct mmu *m);
+
+/* Marks the page as holding cached code: later guest stores to it take the slow path and call ops->code_written. */
+void mem_watch_code(struct mmu *m, gpa_t gpa);
+/* No engine of the VM holds code of this page any more. */
+void mem_unwatch_code(struct mmu *m, gpa_t gpa);
+
+#endif

@@ -1,0 +1,48 @@
+/*
+ * tlb_fast.h: the inline TLB lookup, nothing else.
+ *
+ * Invariants:
+ *  - an entry matches only if the whole access may be done straight through the host pointer: translation present and
+ *    permitted for this access kind and context, RAM, A set (and D for writes), not watched by a debug register; for
+ *    writes also: page holds no cached code, is not waiting to be marked dirty, is not read-only;
+ *  - tag is the GVA's page address; an empty entry has a tag no page has (bit 0 set);
+ *  - comparing the page of the access' last byte with the tag refuses page-crossing accesses for free.
+ */
+#ifndef DEVKVM_MEM_TLB_FAST_H
+#define DEVKVM_MEM_TLB_FAST_H
+
+#include "../base/types.h"
+
+#define TLB_BITS 10
+#define TLB_SIZE (1u << TLB_BITS)
+#define TLB_EMPTY 1ull
+
+/* Who asks: a set of TLB arrays each. */
+enum tlb_ctx {
+	TLB_SUPER,    /* CPL < 3, or an implicit system access: SMAP enforced */
+	TLB_SUPER_AC, /* CPL < 3 with EFLAGS.AC: SMAP lifted */
+	TLB_USER,     /* CPL 3 */
+	TLB_CTXS
+};
+
+enum tlb_kind { TLB_READ, TLB_WRITE, TLB_EXEC, TLB_KINDS };
+
+struct tlb_entry {
+	u64 tag;
+	u64 add; /* HVA - GVA */
+};
+
+struct tlb_set {
+	struct tlb_entry e[TLB_SIZE];
+};
+
+static inline u8 *tlb_lookup(const struct tlb_set *set, gva_t gva, unsigned size)
+{
+	const struct tlb_entry *e = &set->e[(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+
+	if (likely(((gva + size - 1) & PAGE_MASK) == e->tag))
+		return (u8 *)(uintptr_t)(gva + e->add);
+	return NULL;
+}
+
+#endif
