@@ -10,6 +10,8 @@
 #define DEVKVM_MEM_MEM_H
 
 #include "../base/types.h"
+#include <stdatomic.h>
+
 #include "tlb_fast.h"
 
 /* ---- memslots: memslot.c ---------------------------------------------------------------------------------------- */
@@ -157,8 +159,8 @@ int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ct
 int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx);
 /* Checks that all bytes may be accessed, without accessing them (sets A/D bits as an access would). */
 int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx);
-/* Instruction bytes: fills buf with 1..max bytes up to the page's end; *got says how many; *gpa the first byte's GPA.
- * MMIO is not executable: MEM_BUG with *got = 0. */
+/* Host pointer and GPA of the instruction byte at `gva`, good up to the page's end; fills the TLB for TLB_EXEC.
+ * Instructions cannot be fetched from MMIO: MEM_BUG. */
 int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t *gpa);
 
 /*
@@ -174,7 +176,13 @@ struct memref {
 	u16 size;
 	u8 ctx;
 	bool direct;
-	bool locked;
+	bool locked; /* the bus lock is held until mem_close() */
+	/* Not direct: where the (at most two) parts go back to; hva NULL means MMIO at gpa. */
+	struct {
+		u8 *hva;
+		gpa_t gpa;
+		u16 len;
+	} part[2];
 	_Alignas(64) u8 buf[64];
 };
 int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, bool locked,

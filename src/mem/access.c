@@ -1,0 +1,331 @@
+/*
+ * access.c: the slow path of guest memory accesses, shared by every engine: page-crossing, MMIO, dirty log, code pages,
+ * data breakpoints, TLB fill.
+ *
+ * Invariants: all pages of an access are translated before a byte moves, so that a fault on the second half writes
+ * nothing; an instruction's MMIO reads are asked for in order and replay from mmu->reads when it runs again; its MMIO
+ * writes are posted in mmu->writes and leave once it is complete.
+ */
+#include "mem_impl.h"
+
+#include <string.h>
+
+#include "../base/bug.h"
+
+/* One page's part of an access: RAM (hva) or MMIO (hva NULL). */
+struct part {
+	gva_t gva;
+	gpa_t gpa;
+	unsigned len;
+	struct memslot *slot;
+	u8 *hva;
+};
+
+static void watch_check(struct mmu *m, gva_t gva, unsigned size, unsigned access)
+{
+	for (unsigned n = 0; n < WATCH_MAX; n++)
+		if (m->watch[n].len && (m->watch[n].access & access) && gva < m->watch[n].gva + m->watch[n].len &&
+		    m->watch[n].gva < gva + size)
+			m->watch_hit |= (u8)(1u << n);
+}
+
+/* Translates one page's part and fills the TLB where the fast path may take over from now on. */
+static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, enum tlb_ctx ctx, struct part *p)
+{
+	int rc = gva_to_gpa(m, gva, access, ctx, &p->gpa, NULL);
+
+	if (rc != MEM_OK)
+		return rc;
+	m->tlb_misses++;
+	p->gva = gva;
+	p->len = len;
+	p->slot = memslot_find(m->vm, p->gpa);
+	p->hva = p->slot ? p->slot->hva + (p->gpa - p->slot->gpa) : NULL;
+	if (p->hva && (access & MEM_WRITE) && (p->slot->flags & MEMSLOT_READONLY))
+		p->hva = NULL;
+	if (!p->hva)
+		return MEM_OK;
+	if (access & MEM_EXEC) {
+		tlb_install(m, gva, p->hva, ctx, TLB_EXEC);
+		return MEM_OK;
+	}
+	if (unlikely(m->watching) && watch_covers_page(m, gva))
+		return MEM_OK;
+	/* Permission to write implies permission to read, but not the other way round (and D is not set by reads). */
+	tlb_install(m, gva, p->hva, ctx, TLB_READ);
+	return MEM_OK;
+}
+
+/* A store to RAM is about to happen: everyone who must know hears of it; later stores go fast where they may. */
+static void ram_store_begins(struct mmu *m, const struct part *p, enum tlb_ctx ctx)
+{
+	memslot_mark_dirty(p->slot, p->gpa);
+	if (memslot_has_code(p->slot, p->gpa)) {
+		m->ops->code_written(m, p->gpa, p->len);
+		/* The engine may have given the page up: then it is plain data from now on. */
+		if (memslot_has_code(p->slot, p->gpa))
+			return;
+	}
+	if (unlikely(m->watching) && watch_covers_page(m, p->gva))
+		return;
+	tlb_install(m, p->gva, p->hva, ctx, TLB_WRITE);
+}
+
+/* Translates an access as one or two parts; *n says how many. */
+static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, struct part p[2],
+                         unsigned *n)
+{
+	unsigned first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
+	gva_t next = gva + first;
+	int rc;
+
+	*n = 1;
+	if (size <= first)
+		return translate(m, gva, size, access, ctx, &p[0]);
+	if (BUG_ON(size - first > PAGE_SIZE))
+		return MEM_BUG;
+	rc = translate(m, gva, first, access, ctx, &p[0]);
+	if (rc != MEM_OK)
+		return rc;
+	/* Linear addresses have 32 bits outside 64-bit mode; the second half then wraps to 0. */
+	if (m->paging != PAGING_64 && gva <= 0xffffffffu)
+		next = (u32)next;
+	*n = 2;
+	return translate(m, next, size - first, access, ctx, &p[1]);
+}
+
+static int mmio_read(struct mmu *m, gpa_t gpa, u8 *dst, unsigned len)
+{
+	while (len) {
+		unsigned n = len < 8 ? len : 8;
+
+		if (m->next_read < m->n_reads) {
+			const struct mmio_frag *f = &m->reads[m->next_read];
+
+			if (f->gpa == gpa && f->len == n) {
+				memcpy(dst, f->data, n);
+				m->next_read++;
+				goto next;
+			}
+			/* The client changed what the instruction does: the old answers are void. */
+			m->n_reads = m->next_read;
+		}
+		m->mmio_req.gpa = gpa;
+		m->mmio_req.len = (u8)n;
+		return MEM_EXIT;
+	next:
+		gpa += n;
+		dst += n;
+		len -= n;
+	}
+	return MEM_OK;
+}
+
+static int mmio_write(struct mmu *m, gpa_t gpa, const u8 *src, unsigned len)
+{
+	while (len) {
+		unsigned n = len < 8 ? len : 8;
+		struct mmio_frag *f;
+
+		if (m->n_writes == MMIO_WRITES_MAX)
+			return MEM_BUG;
+		f = &m->writes[m->n_writes++];
+		f->gpa = gpa;
+		f->len = (u8)n;
+		memcpy(f->data, src, n);
+		gpa += n;
+		src += n;
+		len -= n;
+	}
+	return MEM_OK;
+}
+
+void mmio_answer(struct mmu *m, const u8 *data)
+{
+	struct mmio_frag *f;
+
+	if (m->n_reads == MMIO_READS_MAX)
+		return;
+	f = &m->reads[m->n_reads++];
+	*f = m->mmio_req;
+	memcpy(f->data, data, f->len);
+}
+
+const struct mmio_frag *mmio_write_pending(const struct mmu *m)
+{
+	return m->next_write < m->n_writes ? &m->writes[m->next_write] : NULL;
+}
+
+void mmio_write_taken(struct mmu *m)
+{
+	if (++m->next_write >= m->n_writes)
+		m->next_write = m->n_writes = 0;
+}
+
+/* A move of 1, 2, 4 or 8 bytes is one host access, so that aligned ones are atomic for other threads. */
+static void copy_once(void *dst, const void *src, unsigned len)
+{
+	switch (len) {
+	case 1:
+		memcpy(dst, src, 1);
+		break;
+	case 2:
+		memcpy(dst, src, 2);
+		break;
+	case 4:
+		memcpy(dst, src, 4);
+		break;
+	case 8:
+		memcpy(dst, src, 8);
+		break;
+	default:
+		memcpy(dst, src, len);
+	}
+}
+
+int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ctx)
+{
+	struct part p[2];
+	unsigned n;
+	int rc = translate_all(m, gva, size, MEM_READ, ctx, p, &n);
+	u8 *to = dst;
+
+	if (rc != MEM_OK)
+		return rc;
+	for (unsigned k = 0; k < n; k++) {
+		if (p[k].hva) {
+			copy_once(to, p[k].hva, p[k].len);
+		} else {
+			rc = mmio_read(m, p[k].gpa, to, p[k].len);
+			if (rc != MEM_OK)
+				return rc;
+		}
+		to += p[k].len;
+	}
+	if (unlikely(m->watching))
+		watch_check(m, gva, size, MEM_READ);
+	return MEM_OK;
+}
+
+/* Stores to the translated parts. */
+static int store_parts(struct mmu *m, struct part *p, unsigned n, const u8 *src, enum tlb_ctx ctx)
+{
+	int rc = MEM_OK;
+
+	for (unsigned k = 0; k < n; k++) {
+		if (p[k].hva) {
+			ram_store_begins(m, &p[k], ctx);
+			copy_once(p[k].hva, src, p[k].len);
+		} else {
+			rc = mmio_write(m, p[k].gpa, src, p[k].len);
+			if (rc != MEM_OK)
+				break;
+		}
+		src += p[k].len;
+	}
+	return rc;
+}
+
+int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx)
+{
+	struct part p[2];
+	unsigned n;
+	int rc = translate_all(m, gva, size, MEM_WRITE, ctx, p, &n);
+
+	if (rc != MEM_OK)
+		return rc;
+	if (unlikely(m->watching))
+		watch_check(m, gva, size, MEM_WRITE);
+	return store_parts(m, p, n, src, ctx);
+}
+
+int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx)
+{
+	struct part p[2];
+	unsigned n;
+
+	return translate_all(m, gva, size, access, ctx, p, &n);
+}
+
+int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t *gpa)
+{
+	struct part p;
+	int rc = translate(m, gva, 1, MEM_EXEC, ctx, &p);
+
+	if (rc != MEM_OK)
+		return rc;
+	if (!p.hva)
+		return MEM_BUG;
+	*hva = p.hva;
+	*gpa = p.gpa;
+	return MEM_OK;
+}
+
+int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, bool locked,
+             struct memref *ref)
+{
+	struct part p[2];
+	unsigned n;
+	u8 *to = ref->buf;
+	int rc = translate_all(m, gva, size, access, ctx, p, &n);
+
+	if (rc != MEM_OK)
+		return rc;
+	ref->gva = gva;
+	ref->size = (u16)size;
+	ref->ctx = (u8)ctx;
+	ref->locked = false;
+	ref->direct = p[0].hva && (n == 1 || p[1].hva == p[0].hva + p[0].len);
+	if (unlikely(m->watching))
+		watch_check(m, gva, size, access);
+	if (ref->direct) {
+		for (unsigned k = 0; k < n && (access & MEM_WRITE); k++)
+			ram_store_begins(m, &p[k], ctx);
+		ref->p = p[0].hva;
+		return MEM_OK;
+	}
+	if (locked && m->ops->bus_lock) {
+		m->ops->bus_lock(m);
+		ref->locked = true;
+	}
+	for (unsigned k = 0; k < 2; k++) {
+		ref->part[k].len = 0;
+		if (k >= n)
+			continue;
+		ref->part[k].hva = p[k].hva;
+		ref->part[k].gpa = p[k].gpa;
+		ref->part[k].len = (u16)p[k].len;
+		if (p[k].hva) {
+			if (access & MEM_WRITE)
+				ram_store_begins(m, &p[k], ctx);
+			copy_once(to, p[k].hva, p[k].len);
+		} else if (access & MEM_READ) {
+			rc = mmio_read(m, p[k].gpa, to, p[k].len);
+			if (rc != MEM_OK) {
+				if (ref->locked)
+					m->ops->bus_unlock(m);
+				return rc;
+			}
+		}
+		to += p[k].len;
+	}
+	ref->p = ref->buf;
+	return MEM_OK;
+}
+
+void mem_close(struct mmu *m, struct memref *ref)
+{
+	const u8 *from = ref->buf;
+
+	if (ref->direct)
+		return;
+	for (unsigned k = 0; k < 2 && ref->part[k].len; k++) {
+		if (ref->part[k].hva)
+			copy_once(ref->part[k].hva, from, ref->part[k].len);
+		else if (BUG_ON(mmio_write(m, ref->part[k].gpa, from, ref->part[k].len) != MEM_OK))
+			break;
+		from += ref->part[k].len;
+	}
+	if (ref->locked)
+		m->ops->bus_unlock(m);
+}

@@ -1,0 +1,22 @@
+/*
+ * mem_impl.h: what the files of src/mem share among themselves.
+ */
+#ifndef DEVKVM_MEM_MEM_IMPL_H
+#define DEVKVM_MEM_MEM_IMPL_H
+
+#include "mem.h"
+
+/* tlb.c: makes [page of gva] reachable at `hva` (the host address of `gva` itself). */
+void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind);
+/* Kills the write entries that lead to the host page. */
+void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page);
+bool watch_covers_page(const struct mmu *m, gva_t gva);
+
+static inline bool memslot_has_code(const struct memslot *s, gpa_t gpa)
+{
+	u64 page = (gpa - s->gpa) >> PAGE_SHIFT;
+
+	return atomic_load_explicit(&s->code[page / 64], memory_order_relaxed) & BIT(page % 64);
+}
+
+#endif
