@@ -1,0 +1,35 @@
+/*
+ * front.h: how programs reach the engine: descriptors, signals, and the calls that both doors (libdevkvm and the
+ * preloaded symbols) share.
+ */
+#ifndef DEVKVM_FRONT_FRONT_H
+#define DEVKVM_FRONT_FRONT_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* ---- fdtab.c: which descriptors are ours
+ * ------------------------------------------------------------------------------ */
+
+/* open("/dev/kvm"): a new descriptor, or -errno. */
+int front_open(bool cloexec);
+/* True when the descriptor is one of ours, by what it refers to and not by its number. */
+bool front_is_ours(int fd);
+/* The ioctl's result, or -errno; -EBADF when the descriptor is not ours. */
+long front_ioctl(int fd, unsigned long req, unsigned long arg);
+/* mmap() of one of ours: address, or MAP_FAILED with errno set. */
+void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset);
+/* close() of a descriptor: closes it and frees the VM when it was the last. As close(): 0 or -1 with errno. */
+int front_close(int fd);
+/* Frees the VMs that no descriptor of this process refers to any more. */
+void front_reap(void);
+
+/* ---- signal.c
+ * --------------------------------------------------------------------------------------------------------- */
+
+/* Wraps the handlers that were installed before us. Called at the first open. */
+void signal_adopt(void);
+/* After a KVM_RUN: lets the signals that were held back during it reach their handlers. */
+void signal_release(void);
+
+#endif

@@ -1,0 +1,203 @@
+/*
+ * signal.c: signals and KVM_RUN.
+ *
+ * On a kernel, a signal for the thread in KVM_RUN ends the call with EINTR and the handler runs on the way out.
+ * In-process nobody tells us that a handler is about to run, so the functions that install handlers are wrapped here:
+ * the kernel gets on_signal(), the client's own action is kept in client[].
+ *
+ * on_signal() outside the engine simply calls the client's handler. Inside, the handler must not see a half-done
+ * instruction (and may look at the guest, or jump out): the signal is put aside, everything is blocked for the thread,
+ * the engine is told to leave, and signal_release() sends the signal again once KVM_RUN is over. So handlers, masks,
+ * alternate stacks and siglongjmp work as on a kernel.
+ *
+ * Invariant: SA_RESETHAND is never given to the kernel for a wrapped handler; it is done here, when the handler runs.
+ */
+#define _GNU_SOURCE
+#include "front.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "../kvm/kvm.h"
+
+/* glibc's own name for its sigaction, which ours hides. */
+int __sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+
+#define EXPORT __attribute__((visibility("default")))
+
+static struct sigaction client[NSIG];
+
+/* Signals put aside during this thread's KVM_RUN. */
+static _Thread_local struct {
+	volatile int n;
+	siginfo_t info[8];
+	sigset_t mask; /* the thread's mask before */
+} held __attribute__((tls_model("initial-exec")));
+
+static void call_client(int sig, siginfo_t *info, void *context)
+{
+	struct sigaction act = client[sig];
+
+	if (act.sa_flags & SA_RESETHAND) {
+		struct sigaction dfl = {.sa_handler = SIG_DFL};
+
+		__sigaction(sig, &dfl, NULL);
+	}
+	if (act.sa_flags & SA_SIGINFO)
+		act.sa_sigaction(sig, info, context);
+	else if (act.sa_handler != SIG_DFL && act.sa_handler != SIG_IGN)
+		act.sa_handler(sig);
+}
+
+/* A fault of the code that runs right now; it cannot wait. */
+static bool is_synchronous(int sig, const siginfo_t *info)
+{
+	return info->si_code > 0 &&
+	       (sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL || sig == SIGTRAP);
+}
+
+static void on_signal(int sig, siginfo_t *info, void *context)
+{
+	ucontext_t *uc = context;
+	int err = errno;
+
+	if (is_synchronous(sig, info) || !run_interrupted_by_signal()) {
+		call_client(sig, info, context);
+		return;
+	}
+	if (held.n < (int)(sizeof(held.info) / sizeof(held.info[0]))) {
+		held.info[held.n] = *info;
+		held.info[held.n].si_signo = sig;
+		held.n++;
+	}
+	/* When wrappers nest, the outermost returns last and so leaves the right mask. */
+	memcpy(&held.mask, &uc->uc_sigmask, sizeof(held.mask));
+	sigfillset(&uc->uc_sigmask);
+	sigdelset(&uc->uc_sigmask, SIGSEGV);
+	sigdelset(&uc->uc_sigmask, SIGBUS);
+	sigdelset(&uc->uc_sigmask, SIGFPE);
+	sigdelset(&uc->uc_sigmask, SIGILL);
+	sigdelset(&uc->uc_sigmask, SIGTRAP);
+	errno = err;
+}
+
+void signal_release(void)
+{
+	pid_t pid, tid;
+	int n = held.n;
+	sigset_t mask;
+
+	if (!n)
+		return;
+	pid = getpid();
+	tid = (pid_t)syscall(SYS_gettid);
+	for (int k = 0; k < n; k++)
+		syscall(SYS_rt_tgsigqueueinfo, pid, tid, held.info[k].si_signo, &held.info[k]);
+	held.n = 0;
+	mask = held.mask;
+	/* The handlers run inside this call, and may not come back from it. */
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+}
+
+static bool is_handler(const struct sigaction *act)
+{
+	return (act->sa_flags & SA_SIGINFO) || (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN);
+}
+
+static bool is_wrapper(const struct sigaction *act)
+{
+	return (act->sa_flags & SA_SIGINFO) && act->sa_sigaction == on_signal;
+}
+
+static struct sigaction wrapped(const struct sigaction *act)
+{
+	struct sigaction w = *act;
+
+	w.sa_sigaction = on_signal;
+	w.sa_flags = (w.sa_flags | SA_SIGINFO) & ~(int)SA_RESETHAND;
+	return w;
+}
+
+EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+	struct sigaction kernel, was, now;
+
+	if (sig <= 0 || sig >= NSIG) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (__sigaction(sig, NULL, &kernel) < 0)
+		return -1;
+	was = is_wrapper(&kernel) ? client[sig] : kernel;
+	if (act) {
+		now = *act;
+		if (is_handler(&now)) {
+			struct sigaction w = wrapped(&now);
+
+			client[sig] = now;
+			if (__sigaction(sig, &w, NULL) < 0) {
+				client[sig] = was;
+				return -1;
+			}
+		} else if (__sigaction(sig, &now, NULL) < 0) {
+			return -1;
+		}
+	}
+	if (old)
+		*old = was;
+	return 0;
+}
+
+static sighandler_t install(int sig, sighandler_t handler, int flags)
+{
+	struct sigaction act = {.sa_handler = handler, .sa_flags = flags}, old;
+
+	if (handler == SIG_ERR) {
+		errno = EINVAL;
+		return SIG_ERR;
+	}
+	if (!(flags & SA_NODEFER))
+		sigaddset(&act.sa_mask, sig);
+	return sigaction(sig, &act, &old) < 0 ? SIG_ERR : old.sa_handler;
+}
+
+EXPORT sighandler_t signal(int sig, sighandler_t handler)
+{
+	return install(sig, handler, SA_RESTART);
+}
+
+sighandler_t bsd_signal(int sig, sighandler_t handler);
+EXPORT sighandler_t bsd_signal(int sig, sighandler_t handler)
+{
+	return install(sig, handler, SA_RESTART);
+}
+
+EXPORT sighandler_t ssignal(int sig, sighandler_t handler)
+{
+	return install(sig, handler, SA_RESTART);
+}
+
+EXPORT sighandler_t sysv_signal(int sig, sighandler_t handler)
+{
+	return install(sig, handler, (int)(SA_RESETHAND | SA_NODEFER));
+}
+
+sighandler_t __sysv_signal(int sig, sighandler_t handler);
+EXPORT sighandler_t __sysv_signal(int sig, sighandler_t handler)
+{
+	return install(sig, handler, (int)(SA_RESETHAND | SA_NODEFER));
+}
+
+void signal_adopt(void)
+{
+	for (int sig = 1; sig < NSIG; sig++) {
+		struct sigaction act;
+
+		if (__sigaction(sig, NULL, &act) == 0 && is_handler(&act) && !is_wrapper(&act))
+			sigaction(sig, &act, NULL);
+	}
+}

@@ -1,0 +1,104 @@
+/*
+ * kvm.h: VMs and vCPUs as the ioctls see them, and the doors of the engine to src/front. One internal header for
+ * src/kvm.
+ *
+ * Locks, in the order they are taken:
+ *   kvm_vcpu.lock   protects: one vCPU's state; held through KVM_RUN, so other ioctls on that vCPU wait as on Linux
+ *   vm.lock         protects: vm.vcpu[], memslots (with all vCPUs stopped), debug state
+ *   vm.run_lock     protects: vm.running, vm.stop, vm.stopper; held for moments only
+ */
+#ifndef DEVKVM_KVM_KVM_H
+#define DEVKVM_KVM_KVM_H
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "../cpu/cpu.h"
+
+#define VM_MAX_VCPUS 64
+#define VM_MAX_SLOTS_2006 32
+
+struct kvm_vcpu {
+	struct vcpu cpu; /* first: struct vcpu * and struct kvm_vcpu * convert */
+	pthread_mutex_t lock;
+	_Atomic(u64) irqs[4]; /* queued external interrupts, a bit each */
+	bool mmio_read_out;   /* the last exit was an MMIO read that waits for its answer */
+	u8 last_len;          /* length of the last exit's instruction */
+	u64 mmio_rip;
+};
+
+struct vm {
+	pthread_mutex_t lock;
+	struct vm_mem mem;
+	int memfd; /* guest memory, offset = GPA; also the client's descriptor. Ours is a dup of it. */
+	u64 memfd_size;
+	struct memslot *slot[VM_MAX_SLOTS_2006];
+	struct kvm_vcpu *vcpu[VM_MAX_VCPUS];
+
+	pthread_mutex_t run_lock;
+	pthread_cond_t run_cond;
+	unsigned running; /* vCPUs that execute guest instructions */
+	bool stop;        /* a thread has, or waits for, all vCPUs stopped */
+};
+
+/* ---- vm.c -------------------------------------------------------------------------------------------------------- */
+
+/* A new VM around a memfd descriptor (which the VM dups). -errno or 0. */
+int vm_create(int memfd, struct vm **out);
+void vm_destroy(struct vm *vm);
+/* Stops all vCPUs at an instruction boundary; they stay stopped until vm_resume(). The caller may itself be a vCPU. */
+void vm_stop(struct vm *vm, struct vcpu *self);
+void vm_resume(struct vm *vm, struct vcpu *self);
+/* The calling thread's vCPU starts / ends executing guest instructions. */
+void vm_enter(struct vm *vm);
+void vm_leave(struct vm *vm);
+/* All vCPUs must forget translations and decoded code. With the vCPUs stopped. */
+void vm_flush_all(struct vm *vm);
+void vm_flush_writes(struct vm *vm);
+/* Guest memory out of the memfd: maps [gpa, gpa + size), growing the file. NULL: no memory. */
+u8 *vm_map(struct vm *vm, gpa_t gpa, u64 size);
+
+/* ---- vcpu.c ------------------------------------------------------------------------------------------------------ */
+
+int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vcpu **out);
+void vcpu_destroy(struct kvm_vcpu *kv);
+static inline struct kvm_vcpu *kvm_vcpu_of(struct vcpu *v)
+{
+	return (struct kvm_vcpu *)v;
+}
+/* Queue of external interrupts; may be called from any thread. */
+void vcpu_queue_irq(struct kvm_vcpu *kv, u8 vector);
+bool vcpu_irq_pending(struct vcpu *v);
+int vcpu_irq_take_lowest(struct vcpu *v);
+
+/* ---- run.c ------------------------------------------------------------------------------------------------------- */
+
+/* Runs the vCPU until it exits: v->exit says why. The vCPU's lock is held. */
+void vcpu_run(struct kvm_vcpu *kv);
+/* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
+ * handler must not run? If so the run is told to end with EXIT_INTR. */
+bool run_interrupted_by_signal(void);
+
+/* ---- the ioctl doors: file.c ----------------------------------------------------------------------------------------
+ */
+
+/* What one open of /dev/kvm, or a descriptor made from it, is. */
+struct kvm_file;
+
+/* Opens: `*fd` is a new descriptor (a memfd). -errno or 0. `cloexec` as O_CLOEXEC. */
+int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out);
+/* An ioctl: its result, or -errno. */
+long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg);
+/* Pieces of [offset, offset + length) that no memslot covers read as SIGBUS: returns the length of the piece at
+ * `offset` and whether it is covered. */
+u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *covered);
+void kvm_file_free(struct kvm_file *file);
+/* The engine's own descriptor of the file's memory, which is not one of the client's. */
+int kvm_file_own_fd(const struct kvm_file *file);
+/* In a fork()ed child: lets go of what must not outlive the parent's VM. */
+void kvm_file_forked(struct kvm_file *file);
+
+/* dialect_2006.c. -ENOTTY: not one of its requests. */
+long dialect_2006_ioctl(struct vm *vm, unsigned long req, unsigned long arg);
+
+#endif

@@ -1,0 +1,35 @@
+/*
+ * run.c: entering and leaving the engine on the calling thread, and what signals do to it.
+ *
+ * Invariant: in_engine names the vCPU that the calling thread executes, exactly while a client's signal handler must
+ * not run. The front's wrapper then holds the signal back, and it is delivered when the run has ended and the guest's
+ * state is whole: as on a kernel, where handlers run on the way out of the ioctl.
+ */
+#include "kvm.h"
+
+#include "../interp/interp.h"
+
+static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
+
+bool run_interrupted_by_signal(void)
+{
+	struct vcpu *v = in_engine;
+
+	if (!v)
+		return false;
+	atomic_fetch_or(&v->events, (u32)EV_SIGNAL);
+	return true;
+}
+
+void vcpu_run(struct kvm_vcpu *kv)
+{
+	struct vcpu *v = &kv->cpu;
+
+	vm_enter(v->vm);
+	in_engine = v;
+	interp_run(v);
+	in_engine = NULL;
+	/* A signal that came after the exit was decided: its handler runs now, and the exit stands. */
+	atomic_fetch_and(&v->events, ~(u32)EV_SIGNAL);
+	vm_leave(v->vm);
+}
