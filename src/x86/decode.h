@@ -51,10 +51,15 @@ struct operand {
 #define INSN_ALIGN                                                                                                     \
 	BIT(7) /* memory operand must be aligned to its size or #GP (Zydis exception class SSE1, AVX1, ...) */
 
+/* insn.acc */
+#define INSN_ACC_READ 1
+#define INSN_ACC_WRITE 2
+
 struct insn {
 	insn_fn fn;
-	u64 imm;  /* sign-extended to 64 bits where the instruction does, zero-extended otherwise */
-	s64 disp; /* sign-extended; RIP-relative forms have base = R_RIP and the instruction's length added in */
+	u64 imm;   /* sign-extended to 64 bits where the instruction does, zero-extended otherwise */
+	s64 disp;  /* sign-extended; RIP-relative forms have base = R_RIP and the instruction's length added in */
+	void *aux; /* what the handler bound to this instruction at its first run (thunk.h); NULL before */
 	u16 mnemonic;
 	u16 imm2;
 	u16 isa; /* ZydisISASet: which CPUID bit must be there */
@@ -74,6 +79,10 @@ struct insn {
 	u8 raw_prefixes; /* number of legacy prefix bytes before REX/VEX/opcode */
 	u8 off_modrm;    /* offsets inside raw[]; 0 when absent */
 	u8 off_imm;
+	u8 acc;               /* INSN_ACC_x: what the instruction may do to memory, implicit stack accesses included */
+	u8 vindex;            /* VSIB: number of the vector index register (index is R_ZERO then) */
+	u8 boff;              /* for interp/: bytes from its block's start to the end of this instruction */
+	u8 cond;              /* a conditional near branch: falls through or jumps, touches nothing else */
 	struct operand op[5]; /* the explicit operands, in Intel order (destination first); a VEX is4 register counts */
 	u8 raw[15];
 };

@@ -1,0 +1,638 @@
+/*
+ * interp.c: the interpreter's loop and its cache of decoded instructions.
+ *
+ * Invariants:
+ *  - a block (struct block) is a run of decoded instructions that lay inside one page when they were decoded. Its bytes
+ *    are compared with the guest's every time it is entered, and what is left of it after every instruction in it that
+ *    may store: whoever writes code (this vCPU, another, a client thread, the host's kernel), nobody runs stale
+ *    instructions, and no page needs to be watched. A guest's own store is seen by the very next instruction;
+ *  - blocks are found by host address and code_key, through the exec TLB: translation and permission are the TLB's.
+ *    The pointer to a block lives until the next flush; a flush happens between blocks only;
+ *  - an instruction over a page border is a block of its own, whose second page is translated at every entry;
+ *  - events are looked at between blocks. A block has at most BLOCK_INSNS instructions; string instructions look for
+ *    themselves;
+ *  - v->r[R_RIP] is the current instruction's address whenever a handler runs.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "../base/bug.h"
+#include "interp_impl.h"
+
+/* What a part of the loop wants next. */
+enum { GO_ON, LEAVE, RUN, RUN_ONE };
+
+int interp_create(struct vcpu *v)
+{
+	struct interp *it = aligned_alloc(64, (sizeof(*it) + 63) & ~63ul);
+
+	if (!it)
+		return -ENOMEM;
+	memset(it, 0, sizeof(*it));
+	it->vm_version = v->mmu.vm ? v->mmu.vm->version : 0;
+	v->interp = it;
+	return 0;
+}
+
+void interp_destroy(struct vcpu *v)
+{
+	if (!v->interp)
+		return;
+	if (v->interp->arena)
+		munmap(v->interp->arena, ARENA_SIZE);
+	free(v->interp);
+	v->interp = NULL;
+}
+
+void interp_flush(struct vcpu *v)
+{
+	struct interp *it = v->interp;
+
+	memset(it->hash, 0, sizeof(it->hash));
+	it->used = 0;
+	it->n_flushes++;
+	if (v->mmu.vm)
+		it->vm_version = v->mmu.vm->version;
+}
+
+/* Memory slots changed: translations and host addresses may be void. */
+static void check_version(struct vcpu *v)
+{
+	if (v->mmu.vm->version == v->interp->vm_version)
+		return;
+	tlb_flush(&v->mmu);
+	interp_flush(v);
+}
+
+/* We watch no pages ourselves; should another engine's watch fire, leaving the block is always right. */
+void interp_code_written(struct mmu *m, gpa_t gpa, unsigned len)
+{
+	struct vcpu *v = container_of(m, struct vcpu, mmu);
+
+	if (v->interp)
+		v->interp->left = true;
+}
+
+/* ---- decoding into blocks --------------------------------------------------------------------------------------- */
+
+static int op_undefined(struct vcpu *v, const struct insn *i)
+{
+	return excp_raise(v, EXC_UD);
+}
+
+static int op_too_long(struct vcpu *v, const struct insn *i)
+{
+	return excp_raise_err(v, EXC_GP, 0);
+}
+
+/* Chooses the handler, and how much the loop must look around after it. */
+static void bind(struct insn *i)
+{
+	bool simple = true;
+
+	i->fn = NULL;
+	if (cpuid_has_isa(i->isa)) {
+		i->fn = op_int_find(i);
+		if (!i->fn)
+			i->fn = op_x87_find(i);
+		if (!i->fn)
+			i->fn = op_simd_find(i);
+		if (!i->fn) {
+			simple = i->cond;
+			i->fn = op_string_find(i);
+		}
+		if (!i->fn)
+			i->fn = op_flow_find(i);
+		if (!i->fn)
+			i->fn = op_sys_find(i);
+	}
+	if (!i->fn)
+		i->fn = op_undefined;
+	/* System instructions read and write tables that Zydis does not list. */
+	if (!simple)
+		i->acc = INSN_ACC_READ | INSN_ACC_WRITE;
+}
+
+/* Instructions after which nothing in the block can run. */
+static bool ends_block(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_CALL:
+	case ZYDIS_MNEMONIC_RET:
+	case ZYDIS_MNEMONIC_IRET:
+	case ZYDIS_MNEMONIC_IRETD:
+	case ZYDIS_MNEMONIC_IRETQ:
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSRET:
+	case ZYDIS_MNEMONIC_SYSENTER:
+	case ZYDIS_MNEMONIC_SYSEXIT:
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_UD0:
+	case ZYDIS_MNEMONIC_UD1:
+	case ZYDIS_MNEMONIC_UD2:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static inline unsigned hash_of(const u8 *hva, u32 key)
+{
+	u64 x = (u64)(uintptr_t)hva;
+
+	return (unsigned)((x ^ (x >> HASH_BITS) ^ key) & ((1u << HASH_BITS) - 1));
+}
+
+static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
+{
+	if (n >= 8) {
+		unsigned k = 0;
+
+		do {
+			if (ld8(a + k) != ld8(b + k))
+				return false;
+			k += 8;
+		} while (k + 8 <= n);
+		return ld8(a + n - 8) == ld8(b + n - 8);
+	}
+	if (n >= 4)
+		return ld4(a) == ld4(b) && ld4(a + n - 4) == ld4(b + n - 4);
+	for (unsigned k = 0; k < n; k++)
+		if (a[k] != b[k])
+			return false;
+	return true;
+}
+
+#define ROUND8(x) (((x) + 7) & ~(size_t)7)
+
+/* Space for the largest block; NULL when there is no memory. Flushes when full. */
+static struct block *arena_reserve(struct vcpu *v)
+{
+	struct interp *it = v->interp;
+	size_t most = ROUND8(sizeof(struct block) + BLOCK_BYTES + 8) + BLOCK_INSNS * sizeof(struct insn);
+
+	if (!it->arena) {
+		u8 *p = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		             0);
+
+		if (p == MAP_FAILED)
+			return NULL;
+		it->arena = p;
+	}
+	if (it->used + most > ARENA_SIZE)
+		interp_flush(v);
+	return (struct block *)(void *)(it->arena + it->used);
+}
+
+/* Makes the block known and gives back the space it does not need. */
+static struct block *arena_commit(struct vcpu *v, struct block *b, const u8 *hva, const struct insn *tmp, unsigned n,
+                                  const u8 *bytes, unsigned len)
+{
+	struct interp *it = v->interp;
+	struct block **slot = &it->hash[hash_of(hva, v->code_key)], **p;
+	size_t head = ROUND8(sizeof(*b) + len);
+
+	b->hva = hva;
+	b->key = v->code_key;
+	b->len = (u16)len;
+	b->n = (u16)n;
+	b->cross = false;
+	b->first_len = (u16)len;
+	b->insn = (struct insn *)(void *)((u8 *)b + head);
+	memcpy(b->bytes, bytes, len);
+	memcpy(b->insn, tmp, n * sizeof(*tmp));
+	it->used += head + n * sizeof(*tmp);
+	it->n_builds++;
+	/* A block of the same place whose bytes changed is of no more use. */
+	for (p = slot; *p; p = &(*p)->next)
+		if ((*p)->hva == hva && (*p)->key == b->key) {
+			*p = (*p)->next;
+			break;
+		}
+	b->next = *slot;
+	*slot = b;
+	return b;
+}
+
+static enum tlb_ctx fetch_ctx(const struct vcpu *v)
+{
+	return v->cpl == 3 ? TLB_USER : TLB_SUPER;
+}
+
+/* Host pointer to code at a linear address. */
+static int fetch(struct vcpu *v, gva_t lin, const u8 **p)
+{
+	enum tlb_ctx ctx = fetch_ctx(v);
+	gpa_t gpa;
+	int rc;
+
+	*p = tlb_lookup(&v->mmu.tlb[ctx][TLB_EXEC], lin, 1);
+	if (likely(*p))
+		return STEP_OK;
+	rc = mem_fetch(&v->mmu, lin, ctx, p, &gpa);
+	if (likely(rc == MEM_OK))
+		return STEP_OK;
+	if (rc == MEM_BUG)
+		return cpu_internal_error(v, "instruction fetch from MMIO");
+	return vmem_fail(v, rc);
+}
+
+/*
+ * Decodes at `lin` (host pointer p). STEP_OK and *out, or a fault of the fetch: second page, or CS limit. `limit_left`:
+ * bytes up to the code segment's end.
+ */
+static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct block **out)
+{
+	struct insn tmp[BLOCK_INSNS];
+	u8 bytes[BLOCK_BYTES + 16];
+	unsigned page_left = (unsigned)(PAGE_SIZE - (lin & ~PAGE_MASK)), len = 0, n = 0;
+	unsigned room = page_left < limit_left ? page_left : (unsigned)limit_left;
+	struct block *b = arena_reserve(v);
+	int rc, d = 0;
+
+	if (!b)
+		return cpu_internal_error(v, "no memory for decoded code");
+	while (n < BLOCK_INSNS && len < room) {
+		unsigned avail = room - len < 15 ? room - len : 15;
+
+		/* One copy decides: what is decoded is what later entries compare with. */
+		memcpy(bytes + len, p + len, avail);
+		d = decode((enum decode_mode)v->dmode, bytes + len, avail, &tmp[n]);
+		if (d < 0)
+			break;
+		if (len + tmp[n].len > BLOCK_BYTES)
+			break;
+		len += tmp[n].len;
+		tmp[n].boff = (u8)len;
+		bind(&tmp[n]);
+		if (ends_block(&tmp[n++]))
+			break;
+	}
+	if (n) {
+		*out = arena_commit(v, b, p, tmp, n, bytes, len);
+		return STEP_OK;
+	}
+
+	/* The first one is special: over the page's or the segment's end, or not an instruction. */
+	len = room < 15 ? room : 15;
+	memset(tmp, 0, sizeof(tmp[0]));
+	if (d == -2) {
+		unsigned first = len, more = 15 - first;
+		const u8 *p2;
+		gva_t next = lin + first;
+
+		if (limit_left <= page_left)
+			return excp_raise_err(v, EXC_GP, 0);
+		if (v->mode != MODE_64)
+			next = (u32)next;
+		rc = fetch(v, next, &p2);
+		if (rc != STEP_OK)
+			return rc;
+		if (more > limit_left - first)
+			more = (unsigned)(limit_left - first);
+		memcpy(bytes + first, p2, more);
+		len = first + more;
+		d = decode((enum decode_mode)v->dmode, bytes, len, &tmp[0]);
+		if (d == -2)
+			return excp_raise_err(v, EXC_GP, 0);
+		if (d == 0) {
+			len = tmp[0].len;
+			bind(&tmp[0]);
+		}
+		tmp[0].boff = (u8)len;
+		if (d < 0)
+			tmp[0].fn = d == -3 ? op_too_long : op_undefined;
+		b = arena_commit(v, b, p, tmp, 1, bytes, len);
+		b->cross = len > first;
+		b->first_len = (u16)(b->cross ? first : len);
+		*out = b;
+		return STEP_OK;
+	}
+	tmp[0].fn = d == -3 ? op_too_long : op_undefined;
+	tmp[0].boff = (u8)len;
+	*out = arena_commit(v, b, p, tmp, 1, bytes, len);
+	return STEP_OK;
+}
+
+/*
+ * The block at RIP, valid now. *end: where to stop (the code segment may end inside). STEP_EXCP or STEP_EXIT from the
+ * fetch.
+ */
+static inline int find(struct vcpu *v, struct block **out, const u8 **hva, const struct insn **end)
+{
+	struct interp *it = v->interp;
+	u64 rip = v->r[R_RIP], limit_left = ~0ull;
+	const u8 *p;
+	struct block *b;
+	gva_t lin;
+	int rc;
+
+	if (likely(v->mode == MODE_64)) {
+		lin = rip;
+		if (unlikely(!is_canonical(lin)))
+			return excp_raise_err(v, EXC_GP, 0);
+	} else {
+		rip = v->r[R_RIP] = (u32)rip;
+		if (unlikely(rip > v->seg[SEG_CS].limit))
+			return excp_raise_err(v, EXC_GP, 0);
+		limit_left = v->seg[SEG_CS].limit - rip + 1;
+		lin = (u32)(v->seg[SEG_CS].base + rip);
+	}
+	p = tlb_lookup(&v->mmu.tlb[fetch_ctx(v)][TLB_EXEC], lin, 1);
+	if (unlikely(!p)) {
+		rc = fetch(v, lin, &p);
+		if (rc != STEP_OK)
+			return rc;
+	}
+	for (b = it->hash[hash_of(p, v->code_key)]; b; b = b->next)
+		if (b->hva == p && b->key == v->code_key)
+			break;
+	if (unlikely(!b || !same_bytes(b->bytes, p, b->first_len))) {
+	again:
+		rc = build(v, lin, p, limit_left, &b);
+		if (rc != STEP_OK)
+			return rc;
+	}
+	if (unlikely(b->cross)) {
+		gva_t next = lin + b->first_len;
+		const u8 *p2;
+
+		if (v->mode != MODE_64)
+			next = (u32)next;
+		rc = fetch(v, next, &p2);
+		if (rc != STEP_OK)
+			return rc;
+		if (!same_bytes(b->bytes + b->first_len, p2, b->len - b->first_len))
+			goto again;
+	}
+	*out = b;
+	*hva = p;
+	*end = b->insn + b->n;
+	if (unlikely(b->len > limit_left)) {
+		const struct insn *e = b->insn;
+
+		while (e < *end && e->boff <= limit_left)
+			e++;
+		if (e == b->insn)
+			return excp_raise_err(v, EXC_GP, 0);
+		*end = e;
+	}
+	return STEP_OK;
+}
+
+/* ---- between instructions --------------------------------------------------------------------------------------- */
+
+/* The next posted MMIO write becomes the exit. */
+static bool leave_for_write(struct vcpu *v, u8 insn_len)
+{
+	const struct mmio_frag *f = mmio_write_pending(&v->mmu);
+
+	if (!f)
+		return false;
+	v->exit.reason = EXIT_MMIO;
+	v->exit.insn_len = insn_len;
+	v->exit.mmio.gpa = f->gpa;
+	v->exit.mmio.len = f->len;
+	v->exit.mmio.is_write = true;
+	memcpy(v->exit.mmio.data, f->data, 8);
+	mmio_write_taken(&v->mmu);
+	return true;
+}
+
+static void clear_event(struct vcpu *v, u32 bit)
+{
+	atomic_fetch_and_explicit(&v->events, ~bit, memory_order_acq_rel);
+}
+
+/* What a delivery (excp_deliver() and its kin) returned. It may stop for an MMIO read, when a table or stack lies
+ * there, and then starts over with the next run. */
+static int delivered(struct vcpu *v, int rc)
+{
+	if (rc == STEP_EXIT) {
+		v->interp->redeliver = v->exit.reason == EXIT_MMIO && !v->exit.mmio.is_write;
+		if (!v->interp->redeliver)
+			mmio_done(&v->mmu);
+		return LEAVE;
+	}
+	mmio_done(&v->mmu);
+	return leave_for_write(v, 0) ? LEAVE : GO_ON;
+}
+
+/* Delivers v->excp, which a handler or the fetch raised. */
+static int deliver(struct vcpu *v)
+{
+	mmio_done(&v->mmu);
+	return delivered(v, excp_deliver(v));
+}
+
+/* Between two instructions, in the manual's order of priorities (SDM vol. 3, 6.9). GO_ON: something was done, look
+ * again; RUN: nothing (more) to do. */
+static int handle_events(struct vcpu *v, u32 ev)
+{
+	bool open = v->rflags & FLAGS_IF;
+
+	if (ev & EV_KICK) {
+		clear_event(v, EV_KICK);
+		v->ops->kicked(v);
+		check_version(v);
+		return GO_ON;
+	}
+	if (ev & EV_TLB) {
+		clear_event(v, EV_TLB);
+		tlb_flush(&v->mmu);
+	}
+	if (ev & EV_SIGNAL) {
+		clear_event(v, EV_SIGNAL);
+		v->exit.reason = EXIT_INTR;
+		return LEAVE;
+	}
+	/* An instruction that waits for its MMIO answer is not to be interrupted: it would read twice. */
+	if (v->mmu.n_reads)
+		return RUN_ONE;
+	/* A MOV SS shadow holds traps back too. */
+	if ((ev & EV_TRAP) && v->shadow != SHADOW_MOVSS)
+		return delivered(v, excp_take_db(v));
+	if (v->shadow)
+		return RUN_ONE;
+	if (ev & EV_SHADOW)
+		clear_event(v, EV_SHADOW);
+	if ((ev & EV_NMI) && !v->nmi_masked) {
+		clear_event(v, EV_NMI);
+		return delivered(v, excp_nmi(v));
+	}
+	if ((ev & EV_IRQ) && open) {
+		int vec;
+
+		/* Cleared first: whoever queues an interrupt from now on sets it again. */
+		clear_event(v, EV_IRQ);
+		vec = v->ops->irq_take(v);
+		if (vec >= 0) {
+			if (v->ops->irq_pending(v))
+				atomic_fetch_or(&v->events, EV_IRQ);
+			return delivered(v, excp_interrupt(v, (u8)vec));
+		}
+	}
+	if ((ev & EV_WINDOW) && open) {
+		clear_event(v, EV_WINDOW);
+		v->exit.reason = EXIT_IRQ_WINDOW;
+		return LEAVE;
+	}
+	return RUN;
+}
+
+/*
+ * An instruction returned `rc` (not STEP_OK), or looked around after memory accesses. Does what follows; RIP is already
+ * right for STEP_OK and STEP_JUMP.
+ */
+static int after(struct vcpu *v, const struct insn *i, int rc)
+{
+	switch (rc) {
+	case STEP_EXCP:
+		return deliver(v);
+	case STEP_EXIT:
+		v->exit.insn_len = i->len;
+		/* Only an MMIO read leaves the instruction unfinished with answers worth keeping. */
+		if (v->exit.reason != EXIT_MMIO || v->exit.mmio.is_write)
+			mmio_done(&v->mmu);
+		return LEAVE;
+	default:
+		if (v->mmu.n_reads)
+			mmio_done(&v->mmu);
+		if (v->mmu.n_writes && leave_for_write(v, i->len))
+			return LEAVE;
+		return GO_ON;
+	}
+}
+
+/* ---- running ---------------------------------------------------------------------------------------------------- */
+
+/* One instruction, with everything that single-step, breakpoints and shadows need. */
+static int step_one(struct vcpu *v)
+{
+	struct interp *it = v->interp;
+	bool tf = v->rflags & FLAGS_TF, stepping = v->stepping;
+	u64 rip = v->r[R_RIP];
+	const struct insn *i, *end;
+	u8 shadow = v->shadow;
+	struct block *b;
+	const u8 *hva;
+	int rc, next;
+
+	if (stepping) {
+		rc = dbg_before(v);
+		if (rc == STEP_EXCP)
+			return deliver(v);
+		if (rc == STEP_EXIT)
+			return LEAVE;
+	}
+	rc = find(v, &b, &hva, &end);
+	if (rc == STEP_EXIT)
+		return LEAVE;
+	/* The shadow ends with this instruction, which may start another. */
+	v->shadow = 0;
+	if (shadow)
+		clear_event(v, EV_SHADOW);
+	if (rc == STEP_EXCP)
+		return deliver(v);
+	it->left = false;
+	i = b->insn;
+	mmio_restart(&v->mmu);
+	rc = i->fn(v, i);
+	if (rc == STEP_EXIT && v->exit.reason == EXIT_MMIO && !v->exit.mmio.is_write) {
+		/* Not done yet: it runs again, under the same shadow. */
+		v->shadow = shadow;
+		if (shadow)
+			atomic_fetch_or(&v->events, EV_SHADOW);
+		return after(v, i, rc);
+	}
+	v->n_insns++;
+	if (rc == STEP_OK) {
+		v->r[R_RIP] += i->len;
+	} else if (rc == STEP_JUMP && stepping && v->r[R_RIP] == rip && (i->flags & (INSN_REP | INSN_REPNE))) {
+		/* An unfinished repetition does not hit its own breakpoint again. */
+		v->rflags |= FLAGS_RF;
+		v->rf_fresh = true;
+	}
+	next = after(v, i, rc);
+	/* A posted write on its way out goes first; the trap stays pending. */
+	if (stepping && (rc == STEP_OK || rc == STEP_JUMP) &&
+	    dbg_after(v, tf && !(v->shadow & SHADOW_MOVSS)) == STEP_EXIT)
+		next = LEAVE;
+	return next;
+}
+
+/* Blocks until there is something to look at. */
+static int run_blocks(struct vcpu *v)
+{
+	struct interp *it = v->interp;
+
+	for (;;) {
+		const struct insn *i, *end;
+		struct block *b;
+		const u8 *hva;
+		int rc = find(v, &b, &hva, &end);
+
+		if (unlikely(rc != STEP_OK))
+			return rc == STEP_EXCP ? deliver(v) : LEAVE;
+		i = b->insn;
+		for (;;) {
+			rc = i->fn(v, i);
+			if (unlikely(rc != STEP_OK))
+				break;
+			v->r[R_RIP] += i->len;
+			if (i->acc) {
+				if (unlikely(v->mmu.n_writes | v->mmu.n_reads | it->left))
+					break;
+				if ((i->acc & INSN_ACC_WRITE) &&
+				    unlikely(!same_bytes(b->bytes + i->boff, hva + i->boff, b->first_len - i->boff)))
+					break;
+			}
+			if (++i == end) {
+				i--;
+				break;
+			}
+		}
+		v->n_insns += (u64)(i - b->insn) + 1;
+		if (rc > STEP_JUMP || unlikely(v->mmu.n_writes | v->mmu.n_reads | it->left)) {
+			it->left = false;
+			rc = after(v, i, rc);
+			if (rc != GO_ON)
+				return rc;
+			return GO_ON;
+		}
+		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping))
+			return GO_ON;
+	}
+}
+
+void interp_run(struct vcpu *v)
+{
+	int next = GO_ON;
+
+	v->exit.reason = EXIT_NONE;
+	v->exit.insn_len = 0;
+	if (leave_for_write(v, 0))
+		return;
+	check_version(v);
+	if (v->interp->redeliver) {
+		mmio_restart(&v->mmu);
+		next = delivered(v, excp_deliver(v));
+	}
+	while (next != LEAVE) {
+		u32 ev = atomic_load_explicit(&v->events, memory_order_acquire);
+
+		if (ev && ((ev & ~(EV_IRQ | EV_WINDOW)) || (v->rflags & FLAGS_IF))) {
+			next = handle_events(v, ev);
+			if (next == GO_ON || next == LEAVE)
+				continue;
+		} else {
+			next = RUN;
+		}
+		next = next == RUN_ONE || v->stepping || v->mmu.n_reads ? step_one(v) : run_blocks(v);
+	}
+}
