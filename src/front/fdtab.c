@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../base/sys.h"
 #include "../kvm/kvm.h"
 
 struct entry {
@@ -66,7 +67,7 @@ static struct entry *find(int fd)
 {
 	struct stat st;
 
-	if (!entries || fstat(fd, &st) < 0)
+	if (!entries || sys_fstat(fd, &st) < 0)
 		return NULL;
 	for (struct entry *e = entries; e; e = e->next)
 		if (e->ino == st.st_ino && e->dev == st.st_dev)
@@ -109,7 +110,7 @@ int front_open(bool cloexec)
 		free(e);
 		return rc;
 	}
-	fstat(fd, &st);
+	sys_fstat(fd, &st);
 	e->dev = st.st_dev;
 	e->ino = st.st_ino;
 	pthread_mutex_lock(&lock);
@@ -159,7 +160,7 @@ static int nothing_fd(void)
 void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
 	struct entry *e = get(fd);
-	u8 *base = mmap(addr, length, prot, flags, fd, offset);
+	u8 *base = sys_mmap(addr, length, prot, flags, fd, offset);
 
 	if (!e)
 		return base;
@@ -167,8 +168,8 @@ void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t o
 		bool covered;
 		u64 piece = kvm_file_mmap_piece(e->file, (u64)offset + done, length - done, &covered);
 
-		if (!covered && mmap(base + done, piece, prot, (flags & (MAP_SHARED | MAP_PRIVATE)) | MAP_FIXED,
-		                     nothing_fd(), 0) == MAP_FAILED) {
+		if (!covered && sys_mmap(base + done, piece, prot, (flags & (MAP_SHARED | MAP_PRIVATE)) | MAP_FIXED,
+		                         nothing_fd(), 0) == MAP_FAILED) {
 			int err = errno;
 
 			munmap(base, length);
@@ -229,7 +230,7 @@ void front_reap(void)
 int front_close(int fd)
 {
 	bool ours = front_is_ours(fd);
-	int rc = close(fd);
+	int rc = sys_close(fd);
 
 	if (ours)
 		front_reap();

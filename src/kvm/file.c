@@ -13,6 +13,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../base/sys.h"
+
 struct kvm_file {
 	struct vm *vm;
 };
@@ -32,7 +34,7 @@ int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out)
 	}
 	err = vm_create(*fd, &file->vm);
 	if (err < 0) {
-		close(*fd);
+		sys_close(*fd);
 		free(file);
 		return err;
 	}
@@ -55,7 +57,8 @@ u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *cov
 
 	pthread_mutex_lock(&vm->lock);
 	slot = memslot_find(&vm->mem, offset);
-	*covered = slot != NULL;
+	/* Past the file's end the kernel itself gives SIGBUS, until a slot comes to be there. */
+	*covered = slot != NULL || offset >= vm->memfd_size;
 	if (slot) {
 		u64 left = slot->gpa + slot->size - offset;
 
@@ -87,6 +90,6 @@ int kvm_file_own_fd(const struct kvm_file *file)
 void kvm_file_forked(struct kvm_file *file)
 {
 	/* The mappings are MADV_DONTFORK; the descriptor is all that came along. */
-	close(file->vm->memfd);
+	sys_close(file->vm->memfd);
 	file->vm->memfd = -1;
 }

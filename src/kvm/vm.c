@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../base/sys.h"
 #include "../interp/interp.h"
 
 int vm_create(int memfd, struct vm **out)
@@ -49,7 +50,7 @@ void vm_destroy(struct vm *vm)
 			memslot_free(vm->slot[n]);
 		}
 	vm_mem_free(&vm->mem);
-	close(vm->memfd);
+	sys_close(vm->memfd);
 	pthread_cond_destroy(&vm->run_cond);
 	pthread_mutex_destroy(&vm->run_lock);
 	pthread_mutex_destroy(&vm->lock);
@@ -130,7 +131,7 @@ u8 *vm_map(struct vm *vm, gpa_t gpa, u64 size)
 			return NULL;
 		vm->memfd_size = gpa + size;
 	}
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, vm->memfd, (off_t)gpa);
+	p = sys_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, vm->memfd, (off_t)gpa);
 	if (p == MAP_FAILED)
 		return NULL;
 	/* A fork()ed child cannot run this VM; it must not keep the memory alive either. */

@@ -1,0 +1,349 @@
+/*
+ * preload.c: the C library's symbols that `devkvm run` replaces in a client: symbols only, the work is elsewhere.
+ *
+ * Each does the real call unless its path is /dev/kvm or its descriptor is ours. /dev/kvm need not exist on the
+ * machine; a client sees a character device 10:232 that everybody may use.
+ */
+#define _GNU_SOURCE
+#include "front.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define KVM_IOCTL_TYPE 0xAE
+
+/* The next definition of a symbol: the C library's, or that of another preloaded library. */
+#define REAL(name)                                                                                                     \
+	({                                                                                                             \
+		static __typeof__(&name) real_##name;                                                                  \
+		if (!real_##name)                                                                                      \
+			real_##name = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                      \
+		real_##name;                                                                                           \
+	})
+
+/* ---- which path is /dev/kvm
+ * ----------------------------------------------------------------------------------------------- */
+
+/* Copies `path` without empty and "." components. */
+static void tidy(char *out, size_t size, const char *path)
+{
+	size_t n = 0;
+
+	while (*path && n + 2 < size) {
+		size_t len;
+
+		while (*path == '/')
+			path++;
+		len = strcspn(path, "/");
+		if (!(len == 1 && *path == '.') && len) {
+			out[n++] = '/';
+			for (size_t k = 0; k < len && n + 1 < size; k++)
+				out[n++] = path[k];
+		}
+		path += len;
+	}
+	out[n] = 0;
+}
+
+static bool is_kvm(int dirfd, const char *path)
+{
+	char dir[PATH_MAX], link[64], full[2 * PATH_MAX], clean[2 * PATH_MAX];
+	size_t len;
+	ssize_t n;
+
+	if (!path)
+		return false;
+	len = strlen(path);
+	/* Nearly every path ends otherwise: decide that first. */
+	if (len < 3 || memcmp(path + len - 3, "kvm", 3) != 0 || len >= PATH_MAX)
+		return false;
+	if (path[0] == '/') {
+		tidy(clean, sizeof(clean), path);
+		return strcmp(clean, "/dev/kvm") == 0;
+	}
+	if (dirfd == AT_FDCWD)
+		strcpy(link, "/proc/self/cwd");
+	else
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", dirfd);
+	n = readlink(link, dir, sizeof(dir) - 1);
+	if (n <= 0)
+		return false;
+	dir[n] = 0;
+	snprintf(full, sizeof(full), "%s/%s", dir, path);
+	tidy(clean, sizeof(clean), full);
+	return strcmp(clean, "/dev/kvm") == 0;
+}
+
+/* ---- open
+ * -------------------------------------------------------------------------------------------------------------------
+ */
+
+static int open_kvm(int flags)
+{
+	int fd;
+
+	if ((flags & O_CREAT) && (flags & O_EXCL)) {
+		errno = EEXIST;
+		return -1;
+	}
+	if (flags & O_DIRECTORY) {
+		errno = ENOTDIR;
+		return -1;
+	}
+	fd = front_open(flags & O_CLOEXEC);
+	if (fd >= 0)
+		return fd;
+	errno = -fd;
+	return -1;
+}
+
+static mode_t mode_of(int flags, va_list ap)
+{
+	return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE ? va_arg(ap, mode_t) : 0;
+}
+
+#define OPEN(name)                                                                                                     \
+	EXPORT int name(const char *path, int flags, ...)                                                              \
+	{                                                                                                              \
+		va_list ap;                                                                                            \
+		mode_t mode;                                                                                           \
+                                                                                                                       \
+		va_start(ap, flags);                                                                                   \
+		mode = mode_of(flags, ap);                                                                             \
+		va_end(ap);                                                                                            \
+		return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(name)(path, flags, mode);                       \
+	}
+
+#define OPENAT(name)                                                                                                   \
+	EXPORT int name(int dirfd, const char *path, int flags, ...)                                                   \
+	{                                                                                                              \
+		va_list ap;                                                                                            \
+		mode_t mode;                                                                                           \
+                                                                                                                       \
+		va_start(ap, flags);                                                                                   \
+		mode = mode_of(flags, ap);                                                                             \
+		va_end(ap);                                                                                            \
+		return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(name)(dirfd, path, flags, mode);                   \
+	}
+
+int __open_2(const char *path, int flags);
+int __open64_2(const char *path, int flags);
+int __openat_2(int dirfd, const char *path, int flags);
+int __openat64_2(int dirfd, const char *path, int flags);
+
+OPEN(open)
+OPEN(open64)
+OPENAT(openat)
+OPENAT(openat64)
+
+EXPORT int __open_2(const char *path, int flags)
+{
+	return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open_2)(path, flags);
+}
+
+EXPORT int __open64_2(const char *path, int flags)
+{
+	return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open64_2)(path, flags);
+}
+
+EXPORT int __openat_2(int dirfd, const char *path, int flags)
+{
+	return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat_2)(dirfd, path, flags);
+}
+
+EXPORT int __openat64_2(int dirfd, const char *path, int flags)
+{
+	return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
+}
+
+/* ---- access, stat
+ * ------------------------------------------------------------------------------------------------------------ */
+
+static int access_kvm(int mode)
+{
+	if (!(mode & X_OK))
+		return 0;
+	errno = EACCES;
+	return -1;
+}
+
+EXPORT int access(const char *path, int mode)
+{
+	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(access)(path, mode);
+}
+
+EXPORT int faccessat(int dirfd, const char *path, int mode, int flags)
+{
+	return is_kvm(dirfd, path) ? access_kvm(mode) : REAL(faccessat)(dirfd, path, mode, flags);
+}
+
+EXPORT int euidaccess(const char *path, int mode)
+{
+	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(euidaccess)(path, mode);
+}
+
+EXPORT int eaccess(const char *path, int mode)
+{
+	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(eaccess)(path, mode);
+}
+
+/* struct stat and struct stat64 are one layout on x86-64. */
+static int stat_kvm(void *buf)
+{
+	struct stat *st = buf;
+
+	memset(st, 0, sizeof(*st));
+	st->st_mode = S_IFCHR | 0666;
+	st->st_rdev = makedev(10, 232);
+	st->st_nlink = 1;
+	st->st_ino = 232;
+	st->st_dev = 6;
+	st->st_blksize = 4096;
+	return 0;
+}
+
+/* fstatat(fd, "", AT_EMPTY_PATH) on one of ours. */
+static bool is_ours_at(int dirfd, const char *path, int flags)
+{
+	return (flags & AT_EMPTY_PATH) && path && !*path && front_is_ours(dirfd);
+}
+
+#define STAT(name, type)                                                                                               \
+	EXPORT int name(const char *path, struct type *buf)                                                            \
+	{                                                                                                              \
+		return is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf);                                 \
+	}
+
+#define XSTAT(name, type)                                                                                              \
+	int name(int ver, const char *path, struct type *buf);                                                         \
+	EXPORT int name(int ver, const char *path, struct type *buf)                                                   \
+	{                                                                                                              \
+		return is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(ver, path, buf);                            \
+	}
+
+#define FSTATAT(name, type)                                                                                            \
+	EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                                      \
+	{                                                                                                              \
+		if (is_kvm(dirfd, path) || is_ours_at(dirfd, path, flags))                                             \
+			return stat_kvm(buf);                                                                          \
+		return REAL(name)(dirfd, path, buf, flags);                                                            \
+	}
+
+#define FSTAT(name, type)                                                                                              \
+	EXPORT int name(int fd, struct type *buf)                                                                      \
+	{                                                                                                              \
+		return front_is_ours(fd) ? stat_kvm(buf) : REAL(name)(fd, buf);                                        \
+	}
+
+#define FXSTAT(name, type)                                                                                             \
+	int name(int ver, int fd, struct type *buf);                                                                   \
+	EXPORT int name(int ver, int fd, struct type *buf)                                                             \
+	{                                                                                                              \
+		return front_is_ours(fd) ? stat_kvm(buf) : REAL(name)(ver, fd, buf);                                   \
+	}
+
+STAT(stat, stat)
+STAT(stat64, stat64)
+STAT(lstat, stat)
+STAT(lstat64, stat64)
+XSTAT(__xstat, stat)
+XSTAT(__xstat64, stat64)
+XSTAT(__lxstat, stat)
+XSTAT(__lxstat64, stat64)
+FSTATAT(fstatat, stat)
+FSTATAT(fstatat64, stat64)
+FSTAT(fstat, stat)
+FSTAT(fstat64, stat64)
+FXSTAT(__fxstat, stat)
+FXSTAT(__fxstat64, stat64)
+
+EXPORT int statx(int dirfd, const char *restrict path, int flags, unsigned int mask, struct statx *restrict buf)
+{
+	if (!is_kvm(dirfd, path) && !is_ours_at(dirfd, path, flags))
+		return REAL(statx)(dirfd, path, flags, mask, buf);
+	memset(buf, 0, sizeof(*buf));
+	buf->stx_mask = STATX_BASIC_STATS;
+	buf->stx_mode = S_IFCHR | 0666;
+	buf->stx_nlink = 1;
+	buf->stx_ino = 232;
+	buf->stx_rdev_major = 10;
+	buf->stx_rdev_minor = 232;
+	buf->stx_dev_minor = 6;
+	buf->stx_blksize = 4096;
+	return 0;
+}
+
+/* ---- descriptors
+ * -------------------------------------------------------------------------------------------------------------- */
+
+EXPORT int ioctl(int fd, unsigned long req, ...)
+{
+	unsigned long arg;
+	va_list ap;
+
+	va_start(ap, req);
+	arg = va_arg(ap, unsigned long);
+	va_end(ap);
+	/* Other requests on our descriptors (FIONBIO, TCGETS, ...) are unknown to a /dev/kvm too. */
+	if (_IOC_TYPE(req) == KVM_IOCTL_TYPE || front_is_ours(fd)) {
+		long rc = front_ioctl(fd, req, arg);
+
+		if (rc >= 0)
+			return (int)rc;
+		if (rc != -EBADF) {
+			errno = (int)-rc;
+			return -1;
+		}
+	}
+	return REAL(ioctl)(fd, req, arg);
+}
+
+EXPORT void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+	if (!(flags & MAP_ANONYMOUS) && front_is_ours(fd))
+		return front_mmap(addr, length, prot, flags, fd, offset);
+	return (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+}
+
+EXPORT void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off64_t offset)
+{
+	return mmap(addr, length, prot, flags, fd, offset);
+}
+
+EXPORT int close(int fd)
+{
+	return front_is_ours(fd) ? front_close(fd) : REAL(close)(fd);
+}
+
+EXPORT int dup2(int old, int new)
+{
+	bool ours = old != new &&front_is_ours(new);
+	int rc = REAL(dup2)(old, new);
+
+	if (ours && rc >= 0)
+		front_reap();
+	return rc;
+}
+
+EXPORT int dup3(int old, int new, int flags)
+{
+	bool ours = old != new &&front_is_ours(new);
+	int rc = REAL(dup3)(old, new, flags);
+
+	if (ours && rc >= 0)
+		front_reap();
+	return rc;
+}
