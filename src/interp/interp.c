@@ -419,6 +419,7 @@ static int delivered(struct vcpu *v, int rc)
 			mmio_done(&v->mmu);
 		return LEAVE;
 	}
+	v->interp->redeliver = false;
 	mmio_done(&v->mmu);
 	return leave_for_write(v, 0) ? LEAVE : GO_ON;
 }
@@ -521,7 +522,7 @@ static int step_one(struct vcpu *v)
 	u8 shadow = v->shadow;
 	struct block *b;
 	const u8 *hva;
-	int rc, next;
+	int rc;
 
 	if (stepping) {
 		rc = dbg_before(v);
@@ -558,12 +559,13 @@ static int step_one(struct vcpu *v)
 		v->rflags |= FLAGS_RF;
 		v->rf_fresh = true;
 	}
-	next = after(v, i, rc);
-	/* A posted write on its way out goes first; the trap stays pending. */
 	if (stepping && (rc == STEP_OK || rc == STEP_JUMP) &&
-	    dbg_after(v, tf && !(v->shadow & SHADOW_MOVSS)) == STEP_EXIT)
-		next = LEAVE;
-	return next;
+	    dbg_after(v, tf && !(v->shadow & SHADOW_MOVSS)) == STEP_EXIT) {
+		/* The client's breakpoint goes first; posted writes leave with the next run. */
+		mmio_done(&v->mmu);
+		return LEAVE;
+	}
+	return after(v, i, rc);
 }
 
 /* Blocks until there is something to look at. */
