@@ -175,6 +175,10 @@ struct vcpu {
 	u64 pending_db;    /* DR6 bits of traps to be taken before the next instruction (EV_TRAP) */
 	bool nmi_masked;   /* between NMI delivery and IRET */
 	bool nmi_pending;
+	u8 excp_ext;     /* EXT bit for error codes: 1 while an event that no instruction asked for is delivered */
+	bool dbg_active; /* derived by dbg_update(): some breakpoint, or the client single-steps */
+	bool rf_fresh;   /* the current instruction has just set RF: it covers the next one */
+	bool tf_done;    /* the current instruction settled its own single-step trap (INT n, SYSCALL, task switch) */
 
 	/* MSRs */
 	u64 star, lstar, cstar, sfmask, kernel_gs_base;
@@ -210,6 +214,8 @@ void cpu_update(struct vcpu *v);
 void cpu_update_flags(struct vcpu *v);
 /* NULL when a processor can run from this state, else why not (KVM FAIL_ENTRY, Intel SDM vol. 3, 26.3). */
 const char *cpu_check_state(const struct vcpu *v);
+/* Mode, CPL, decode mode, stack width and what follows, after CS, SS, RFLAGS.VM or CR0.PE changed. Not the paging setup. */
+void cpu_update_mode(struct vcpu *v);
 /* POPF, IRET, SYSRET...: sets the RFLAGS bits of `mask` from `val`, raising what follows (EV_IRQ check, stepping, AC).
  */
 void cpu_set_rflags(struct vcpu *v, u64 val, u64 mask);
@@ -229,6 +235,10 @@ int far_jmp(struct vcpu *v, u16 sel, u64 off, unsigned osize, u64 next_rip);
 int far_call(struct vcpu *v, u16 sel, u64 off, unsigned osize, u64 next_rip);
 int far_ret(struct vcpu *v, unsigned osize, unsigned pop);
 int far_iret(struct vcpu *v, unsigned osize, u64 next_rip);
+/* SYSCALL and the like: CS becomes flat code of privilege `dpl`, SS flat data; the selectors are given. The caller
+ * calls cpu_update_mode() afterwards. */
+void seg_set_flat_cs(struct vcpu *v, u16 sel, unsigned dpl, bool long_mode);
+void seg_set_flat_ss(struct vcpu *v, u16 sel, unsigned dpl);
 /* The I/O permission check of IN/OUT (IOPL, TSS bitmap). STEP_OK or STEP_EXCP (#GP). */
 int io_permitted(struct vcpu *v, u16 port, unsigned size);
 
@@ -245,6 +255,8 @@ int excp_raise_err(struct vcpu *v, u8 vector, u32 error); /* with one */
 int excp_page_fault(struct vcpu *v);                      /* from mmu.fault */
 /* #DB trap after the current instruction: bits for DR6. */
 void excp_pend_db(struct vcpu *v, u64 dr6_bits);
+/* EV_TRAP: delivers the pending #DB traps between instructions. As excp_deliver(). */
+int excp_take_db(struct vcpu *v);
 /* INT n, INT3, INTO, ICEBP: delivers; STEP_JUMP, STEP_EXCP or STEP_EXIT. */
 int excp_soft_int(struct vcpu *v, enum event_kind kind, u8 vector, u64 next_rip);
 /* Delivers v->excp: contributory and double faults, triple fault (STEP_EXIT, EXIT_SHUTDOWN). STEP_JUMP when delivered.
@@ -274,6 +286,8 @@ u64 tsc_read(const struct vcpu *v);
  */
 /* The leaf as this processor offers it: implemented and present on the host. */
 void cpuid_leaf(u32 leaf, u32 subleaf, u32 out[4]);
+/* The same as this vCPU sees it now: OSXSAVE and the XSAVE sizes follow CR4 and XCR0. */
+void cpuid_vcpu(const struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
 /* True when the instruction set of Zydis' ISA set number may be used by the guest. */
 bool cpuid_has_isa(u16 zydis_isa_set);
 bool cpuid_is_amd(void); /* vendor rules (SYSENTER in long mode, ...) follow the host's vendor */
@@ -292,6 +306,8 @@ void fpu_reset(struct fpu *f);
 int dbg_before(struct vcpu *v);
 /* After one: TF trap, data watches. `tf`: TF was set before the instruction. STEP_OK, STEP_EXIT; pends #DB. */
 int dbg_after(struct vcpu *v, bool tf);
+/* I/O breakpoints (CR4.DE): pends #DB when [port, port + size) is watched. */
+void dbg_io(struct vcpu *v, u16 port, unsigned size);
 /* Reprograms mmu watches and v->stepping from DR7 and gdbg. */
 void dbg_update(struct vcpu *v);
 /* A #DB or #BP about to be delivered: true when the client's debugging takes it (v->exit filled). */

@@ -96,6 +96,7 @@ enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COU
 #define EFER_LMA BIT(10)
 #define EFER_NX BIT(11)
 #define EFER_FFXSR BIT(14)
+#define EFER_AIBRS BIT(21) /* AMD: automatic IBRS */
 
 #define DR6_FIXED 0xffff0ff0ull
 #define DR6_BD BIT(13)

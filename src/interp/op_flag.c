@@ -1,0 +1,110 @@
+/*
+ * op_flag.c: RFLAGS as a whole, the interrupt flag, AC: PUSHF POPF CLI STI CLAC STAC.
+ *
+ * GAP(vme): CR4.VME and CR4.PVI are not offered, so VIF and VIP never stand in for IF.
+ */
+#include "op_sys.h"
+
+#define FN(name) static int name(struct vcpu *v, const struct insn *i)
+
+static unsigned iopl(const struct vcpu *v)
+{
+	return (v->rflags & FLAGS_IOPL) >> FLAGS_IOPL_SHIFT;
+}
+
+static bool v86_trapped(const struct vcpu *v)
+{
+	return v->mode == MODE_V86 && iopl(v) != 3;
+}
+
+FN(pushf)
+{
+	if (v86_trapped(v))
+		return excp_raise_err(v, EXC_GP, 0);
+	return stack_push(v, v->rflags & ~(FLAGS_VM | FLAGS_RF), i->osize);
+}
+
+FN(popf)
+{
+	u64 val, mask = FLAGS_ARITH | FLAGS_TF | FLAGS_DF | FLAGS_NT, old = v->rflags;
+	int rc;
+
+	if (v86_trapped(v))
+		return excp_raise_err(v, EXC_GP, 0);
+	rc = stack_pop(v, &val, i->osize);
+	if (rc != STEP_OK)
+		return rc;
+	if (i->osize > 2)
+		mask |= FLAGS_AC | FLAGS_ID | (v->cpl == 0 ? FLAGS_VIF | FLAGS_VIP : 0);
+	if (v->cpl == 0)
+		mask |= FLAGS_IOPL;
+	if (v->cpl <= iopl(v))
+		mask |= FLAGS_IF;
+	/* VIP and VIF are cleared, whatever the image says. */
+	cpu_set_rflags(v, val & ~(FLAGS_VIF | FLAGS_VIP), mask);
+	return (old ^ v->rflags) & (FLAGS_IF | FLAGS_TF | FLAGS_AC) ? step_end(v, i) : STEP_OK;
+}
+
+static int if_allowed(struct vcpu *v)
+{
+	return v->cpl <= iopl(v) ? STEP_OK : excp_raise_err(v, EXC_GP, 0);
+}
+
+FN(cli)
+{
+	int rc = if_allowed(v);
+
+	if (rc == STEP_OK)
+		v->rflags &= ~FLAGS_IF;
+	return rc;
+}
+
+/* Interrupts stay out for one more instruction when IF was 0 (SDM vol. 3, 6.8.3). */
+FN(sti)
+{
+	int rc = if_allowed(v);
+
+	if (rc != STEP_OK)
+		return rc;
+	if (!(v->rflags & FLAGS_IF)) {
+		cpu_set_rflags(v, FLAGS_IF, FLAGS_IF);
+		v->shadow = SHADOW_STI;
+		atomic_fetch_or(&v->events, (u32)EV_SHADOW);
+	}
+	return step_end(v, i);
+}
+
+FN(set_ac)
+{
+	if (v->cpl != 0)
+		return excp_raise(v, EXC_UD);
+	if (i->mnemonic == ZYDIS_MNEMONIC_STAC)
+		v->rflags |= FLAGS_AC;
+	else
+		v->rflags &= ~FLAGS_AC;
+	cpu_update_flags(v);
+	return STEP_OK;
+}
+
+insn_fn op_flag_find(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_PUSHF:
+	case ZYDIS_MNEMONIC_PUSHFD:
+	case ZYDIS_MNEMONIC_PUSHFQ:
+		return pushf;
+	case ZYDIS_MNEMONIC_POPF:
+	case ZYDIS_MNEMONIC_POPFD:
+	case ZYDIS_MNEMONIC_POPFQ:
+		return popf;
+	case ZYDIS_MNEMONIC_CLI:
+		return cli;
+	case ZYDIS_MNEMONIC_STI:
+		return sti;
+	case ZYDIS_MNEMONIC_CLAC:
+	case ZYDIS_MNEMONIC_STAC:
+		return set_ac;
+	default:
+		return NULL;
+	}
+}
