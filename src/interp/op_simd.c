@@ -96,8 +96,11 @@ static int run_fp_unmasked(struct vcpu *v, const struct thunk *t, const struct s
 		v->fpu.mxcsr |= raised & MX_PRE;
 		return simd_exception(v);
 	}
-	/* GAP(xm-precision): when OE or UE is unmasked and raised, PE should say whether the result was inexact before
-	 * its exponent was bounded; this is PE of the masked response, which is set for more results. */
+	/*
+	 * GAP(xm-precision): when OE or UE is unmasked and raised, PE should say whether the result was inexact before
+	 * its exponent was bounded; this is PE of the masked response, which is set for more results. And (V)DPPS and
+	 * (V)DPPD should stop at the step that raised it, where this goes on and may find DE in a later one.
+	 */
 	v->fpu.mxcsr |= raised;
 	if (raised & unmasked)
 		return simd_exception(v);
@@ -253,8 +256,11 @@ static int run_mmx(struct vcpu *v, const struct insn *i)
 	}
 	if (t->props & THUNK_FP) {
 		rc = run_fp(v, t, &s, &ret);
-		if (unlikely(rc != STEP_OK))
+		if (unlikely(rc != STEP_OK)) {
+			if (t->props & THUNK_MMX) /* seen on family 19h: the fault does not undo this */
+				fpu_mmx_enter(&v->fpu);
 			return rc;
+		}
 	} else {
 		t->fn(s.rm, s.reg, s.vvvv, s.is4, s.gpr, NULL);
 	}
@@ -386,6 +392,7 @@ static bool implicit_xmm0(const struct enc *e)
 	       (e->opcode == 0x10 || e->opcode == 0x14 || e->opcode == 0x15 || e->opcode == 0xcb);
 }
 
+/* SHA memory operands are the exception to the rule on AMD (seen on family 19h): classify(). */
 static bool needs_alignment(const struct insn *i, unsigned size)
 {
 	switch (i->mnemonic) {
@@ -619,7 +626,7 @@ static bool classify(const struct insn *i, const struct enc *e, struct thunk *t)
 		t->msize = rm->size;
 		if (!t->msize || t->msize > 32)
 			return false;
-		if (needs_alignment(i, t->msize))
+		if (needs_alignment(i, t->msize) && !(i->isa == ZYDIS_ISA_SET_SHA && cpuid_is_amd()))
 			t->props |= THUNK_ALIGN;
 	}
 	if (reg->kind == OPK_MMX)

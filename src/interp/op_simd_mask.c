@@ -221,9 +221,10 @@ static int gather(struct vcpu *v, const struct insn *i)
 	gather_sizes(i, &isize, &dsize);
 	count = i->vl / (isize > dsize ? isize : dsize);
 	memcpy(dst, v->fpu.ymm[i->op[0].reg], count * dsize);
-	for (n = 0; n < count; n++)
-		if (enabled(v->fpu.ymm[i->op[2].reg], n, dsize))
-			memset(mask + n * dsize, 0xff, dsize);
+	/* What a fault leaves of masks not yet used: the manual has them sign-extended, AMD's family 19h untouched. */
+	memcpy(mask, v->fpu.ymm[i->op[2].reg], count * dsize);
+	for (n = 0; n < count && !cpuid_is_amd(); n++)
+		memset(mask + n * dsize, enabled(mask, n, dsize) ? 0xff : 0, dsize);
 	for (n = 0; n < count; n++) {
 		if (!enabled(mask, n, dsize))
 			continue;

@@ -139,8 +139,14 @@ static int run_x87(struct vcpu *v, const struct insn *i)
 	memcpy(ptrs, v->fpu.fx + FX_FOP, sizeof(ptrs));
 	flags = t->fn(mem, img, NULL, (void *)(uintptr_t)(v->rflags & FLAGS_ARITH), NULL, &ctx);
 	memcpy(img + FX_FOP, ptrs, sizeof(ptrs));
-	if (t->props & THUNK_X87_STORE && !store_suppressed(img)) {
-		rc = simd_store(v, gva, mem, t->msize);
+	if (t->props & THUNK_X87_STORE) {
+		if (unlikely(store_suppressed(img))) {
+			/* The operand's faults come first all the same. */
+			rc = mem_probe(&v->mmu, gva, t->msize, MEM_WRITE, v->mmu.ctx);
+			rc = rc == MEM_OK ? STEP_OK : vmem_fail(v, rc);
+		} else {
+			rc = simd_store(v, gva, mem, t->msize);
+		}
 		if (unlikely(rc != STEP_OK))
 			return rc;
 	}
