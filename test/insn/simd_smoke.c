@@ -4,7 +4,8 @@
  * Every opcode of maps 0F, 0F38, 0F3A (legacy and VEX) and D8-DF is tried with random operands and states: once through
  * the handler that interp/ would bind, once natively, and registers, MXCSR, x87 state, flags, memory and faults must
  * agree. Guest memory is the host buffer at the same address; everything the handlers need from other folders is a
- * stub below. Usage: simd_smoke [SEED [ROUNDS [list]]].
+ * stub below. Each round is done in 64-bit mode and then in 32-bit compatibility mode.
+ * Usage: simd_smoke [SEED [ROUNDS [list]]].
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -25,6 +26,7 @@
 
 static u8 *buf; /* two pages of RAM, then one without access */
 static struct vcpu *V;
+static bool compat; /* 32-bit code, for both sides */
 static u64 rng;
 
 static u64 rnd(void)
@@ -168,6 +170,7 @@ static void native_build(void)
 	u8 *p = code, reg;
 
 	EMIT("\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57"); /* push rbx rbp r12-r15 */
+	EMIT("\xb8\x2b\x00\x00\x00\x8e\xd8\x8e\xc0");     /* mov eax, 2bh; mov ds, eax; mov es, eax */
 	EMIT("\x48\xb8");                                 /* mov rax, &host_rsp */
 	p = emit64(p, (u64)(uintptr_t)&N->host_rsp);
 	EMIT("\x48\x89\x20\x48\xbc"); /* mov [rax], rsp; mov rsp, N + sizeof stack */
@@ -187,6 +190,12 @@ static void native_build(void)
 		p = emit32(p, reg * 8);
 	}
 	EMIT("\x48\x8b\x00"); /* mov rax, [rax] */
+	if (compat) {
+		/* jmp far [rip]: Linux' 32-bit code segment, then the address */
+		EMIT("\xff\x2d\x00\x00\x00\x00");
+		p = emit32(p, (u32)(uintptr_t)(p + 6));
+		EMIT("\x23\x00");
+	}
 	native_insn = p;
 	native_tail = code + 512;
 	p = native_tail;
@@ -215,8 +224,14 @@ static void native_run(const u8 *insn, unsigned len)
 	u8 *p = native_insn;
 
 	p = emit(p, (const char *)insn, len);
-	*p++ = 0xe9;
-	emit32(p, (u32)(native_tail - (p + 4)));
+	if (compat) {
+		*p++ = 0xea; /* jmp far 33h:tail */
+		p = emit32(p, (u32)(uintptr_t)native_tail);
+		EMIT("\x33\x00");
+	} else {
+		*p++ = 0xe9;
+		emit32(p, (u32)(native_tail - (p + 4)));
+	}
 	memset(N->out, 0, sizeof(N->out));
 	native_sig = 0;
 	in_native = true;
@@ -362,7 +377,7 @@ static void make_state(bool x87, bool unmask)
 
 	for (n = 0; n < 16; n++)
 		if (n != R_RSP)
-			V->r[n] = rnd() % 3 ? rnd() : rnd() % 64;
+			V->r[n] = (rnd() % 3 ? rnd() : rnd() % 64) & (compat ? 0xffffffff : ~0ull);
 	V->r[R_RSP] = (u64)(uintptr_t)(N->stack + sizeof(N->stack) - 64);
 	V->rflags = (rnd() & FLAGS_ARITH) | FLAGS_FIXED | FLAGS_IF;
 	for (n = 0; n < 16; n++)
@@ -471,7 +486,7 @@ static void compare(int step)
 		bad(msg);
 	}
 	for (n = 0; n < 16; n++)
-		if (n != R_RSP && V->r[n] != N->r[n]) {
+		if (n != R_RSP && (compat ? n < 8 && (u32)(V->r[n] ^ N->r[n]) : V->r[n] != N->r[n])) {
 			snprintf(msg, sizeof(msg), "r%u %lx native %lx", n, (long)V->r[n], (long)N->r[n]);
 			bad(msg);
 		}
@@ -596,7 +611,7 @@ static bool place_operand(struct insn *i)
 	case ZYDIS_MNEMONIC_VMASKMOVDQU:
 		/* Not over the end: processors may fault, and half-enter MMX state, for bytes that are masked off. */
 		V->r[R_RDI] = at + rnd() % 4096;
-		return i->asize == 8;
+		return i->asize == (compat ? 4 : 8);
 	case ZYDIS_MNEMONIC_XSAVE:
 	case ZYDIS_MNEMONIC_XSAVE64:
 	case ZYDIS_MNEMONIC_XSAVEC:
@@ -613,7 +628,8 @@ static bool place_operand(struct insn *i)
 	}
 	if (!(i->flags & INSN_MEM))
 		return true;
-	if (i->base == R_ZERO || i->base == R_RSP || i->base == R_RIP || i->asize != 8 || i->seg != SEG_DS)
+	if (i->base == R_ZERO || i->base == R_RSP || i->base == R_RIP || i->asize != (compat ? 4 : 8) ||
+	    (i->seg != SEG_DS && !(compat && i->seg == SEG_SS)))
 		return false;
 	off = rnd() % 8 ? rnd() % 4096 : 2 * PAGE_SIZE - 1 - rnd() % 40;
 	if (rnd() % 4)
@@ -632,12 +648,16 @@ static bool place_operand(struct insn *i)
 				memcpy(V->fpu.ymm[i->vindex] + n, &x, 4);
 		}
 		V->r[i->base] = at + 2100 + (rnd() % 4 ? 0 : 5000) - (u64)i->disp;
+		if (compat)
+			V->r[i->base] = (u32)V->r[i->base];
 		return true;
 	}
 	if (i->index == i->base)
 		return false;
 	V->r[i->index] = i->index == R_ZERO ? 0 : rnd() % 256;
 	V->r[i->base] = at + off - (u64)i->disp - (V->r[i->index] << i->scale);
+	if (compat)
+		V->r[i->base] = (u32)V->r[i->base];
 	return true;
 }
 
@@ -648,7 +668,7 @@ static void try_insn(const u8 *bytes, unsigned avail)
 	volatile int step = STEP_OK;
 	static const u32 mxcsr = MXCSR_DEFAULT;
 
-	if (decode(DECODE_64, bytes, avail, &i) || !isa_ours(&i))
+	if (decode(compat ? DECODE_32 : DECODE_64, bytes, avail, &i) || !isa_ours(&i))
 		return;
 	i.fn = op_x87_find(&i);
 	if (!i.fn)
@@ -782,14 +802,14 @@ static void sweep(unsigned rounds)
 								b[n++] = prefix[1 + rnd() % 3];
 							if (pp)
 								b[n++] = prefix[pp];
-							if (rnd() & 1)
+							if (rnd() & 1 && !compat)
 								b[n++] = 0x40 | (rnd() & 15);
 							b[n++] = 0x0f;
 							if (map > 1)
 								b[n++] = map == 2 ? 0x38 : 0x3a;
 						} else {
 							b[n++] = 0xc4;
-							b[n++] = (rnd() & 0xe0) | map;
+							b[n++] = (rnd() & 0xe0) | map | (compat ? 0xc0 : 0);
 							b[n] = (rnd() & 0xfc) | pp;
 							if (rnd() & 1)
 								b[n] |= 0x78;
@@ -801,7 +821,7 @@ static void sweep(unsigned rounds)
 					}
 	for (round = 0; round < rounds * 60; round++) { /* state images and moves of MXCSR */
 		n = 0;
-		if (rnd() & 1)
+		if (rnd() & 1 && !compat)
 			b[n++] = 0x48;
 		b[n++] = 0x0f;
 		b[n++] = rnd() & 1 ? 0xae : 0xc7;
@@ -822,7 +842,7 @@ static void sweep(unsigned rounds)
 			n = 0;
 			if (rnd() % 8 == 0)
 				b[n++] = prefix[1 + rnd() % 3];
-			if (rnd() % 8 == 0)
+			if (rnd() % 8 == 0 && !compat)
 				b[n++] = 0x40 | (rnd() & 15);
 			b[n++] = 0xd8 + (op & 7);
 			b[n++] = op >> 3;
@@ -846,16 +866,16 @@ int main(int argc, char **argv)
 	sigaltstack(&ss, NULL);
 	for (k = 0; k < ARRAY_SIZE(sigs); k++)
 		sigaction(sigs[k], &sa, NULL);
-	buf = mmap(NULL, BUF_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	buf = mmap(NULL, BUF_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	mprotect(buf + 2 * PAGE_SIZE, PAGE_SIZE, PROT_NONE);
-	code = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	N = aligned_alloc(64, (sizeof(*N) + 63) & ~63ul);
+	code = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1,
+	            0);
+	N = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	V = aligned_alloc(64, (sizeof(*V) + 63) & ~63ul);
-	if (buf == MAP_FAILED || code == MAP_FAILED || !N || !V || thunk_init() < 0) {
+	if (buf == MAP_FAILED || code == MAP_FAILED || N == MAP_FAILED || !V || thunk_init() < 0) {
 		perror("setup");
 		return 2;
 	}
-	memset(N, 0, sizeof(*N));
 	memset(V, 0, sizeof(*V));
 	for (c = 0; c < TLB_CTXS; c++)
 		for (k = 0; k < TLB_KINDS; k++)
@@ -867,8 +887,20 @@ int main(int argc, char **argv)
 	V->cr0 = CR0_DEFAULT;
 	V->cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_PAE;
 	V->fpu.xcr0 = 7;
+	V->seg[SEG_CS].sel = 0x33;
+	for (n = 0; n < 6; n++) {
+		V->seg[n].flat = MEM_READ | MEM_WRITE;
+		if (n != SEG_CS)
+			V->seg[n].sel = 0x2b;
+	}
 	native_build();
-	sweep(rounds);
+	sweep((rounds + 1) / 2);
+	compat = true;
+	V->mode = MODE_COMPAT;
+	V->dmode = DECODE_32;
+	V->seg[SEG_CS].sel = 0x23;
+	native_build();
+	sweep((rounds + 1) / 2);
 	printf("%lu cases, %lu mnemonics, %lu faults (%lu #XM, %lu of them differ in flags as GAP(xm-precision) says), "
 	       "%lu failed\n",
 	       n_cases, n_forms, n_faults, n_xm, n_known, n_bad);
