@@ -1,10 +1,11 @@
-# Builds devkvm. `make help` lists the targets.
+# devkvm's build. `make help` says what there is.
 #
-# BUILD is the build folder; SAN=1 builds with ASan and UBSan into build-san; CC may be gcc or clang.
-CC ?= gcc
+# CC=clang builds with clang; SAN=1 builds with ASan and UBSan into build-san; BUILD names the build folder.
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN ?=
 BUILD ?= build$(if $(SAN),-san)
 PREFIX ?= /usr/local
+DESTDIR ?=
 VERSION := 0.1.0
 
 CFLAGS ?= -O2 -g
@@ -24,17 +25,41 @@ CORE_OBJ := $(CORE_SRC:%.c=$(BUILD)/%.o)
 FRONT_OBJ := $(FRONT_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
 PRELOAD_OBJ := $(BUILD)/src/front/preload.o
+ALL_OBJ := $(CORE_OBJ) $(FRONT_OBJ) $(CLI_OBJ) $(PRELOAD_OBJ)
 ENGINE_LIBS := -lZydis -lpthread
 VMM_LIBS := -llzma -lzstd -lz -llz4
 
-all: $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so
+# Debian packages, by what needs them. tools/need installs what is missing, or names it.
+DEPS_BUILD := gcc libc6-dev libzydis-dev libzycore-dev liblzma-dev libzstd-dev zlib1g-dev liblz4-dev
+DEPS_BOOT := ca-certificates cpio
+DEPS_CHECK := clang clang-format
+
+PRODUCTS := $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so
+
+all: $(PRODUCTS)
+
+help:
+	@echo 'make              builds $(BUILD)/devkvm and the libraries beside it'
+	@echo "make boot         boots Debian's cloud kernel: to a shell on a terminal, else through a self-check"
+	@echo 'make check        runs all tests'
+	@echo 'make check-quick  runs the tests that take seconds'
+	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
+	@echo 'make install      installs under PREFIX ($(PREFIX)), below DESTDIR'
+	@echo 'make format       lays the sources out with clang-format'
+	@echo 'make clean        removes the build folders'
+	@echo 'SAN=1: ASan and UBSan, in build-san. CC=clang: clang.'
+
+$(BUILD)/.deps: tools/need Makefile
+	@tools/need $(DEPS_BUILD)
+	@mkdir -p $(@D)
+	@touch $@
 
 $(BUILD)/libdevkvm.a: $(CORE_OBJ) $(FRONT_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
 
 $(BUILD)/libdevkvm.so.0: $(CORE_OBJ) $(FRONT_OBJ)
-	$(CC) -shared -Wl,-soname,libdevkvm.so.0 -Wl,-z,defs $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+	$(CC) -shared -Wl,-soname,libdevkvm.so.0 $(if $(SAN),,-Wl,-z,defs) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
 $(BUILD)/libdevkvm.so: $(BUILD)/libdevkvm.so.0
 	ln -sf $(<F) $@
@@ -47,13 +72,38 @@ $(BUILD)/devkvm: $(CLI_OBJ) $(BUILD)/libdevkvm.a
 
 $(CLI_OBJ): BASE_CFLAGS += -Iinclude -Iinclude/2006
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	$(CC) $(BASE_CFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
--include $(CORE_OBJ:.o=.d) $(FRONT_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(PRELOAD_OBJ:.o=.d)
+-include $(ALL_OBJ:.o=.d)
+
+boot: all
+	@tools/need $(DEPS_BOOT)
+	@tools/boot $(BUILD)
+
+include test/test.mk
+
+format:
+	@tools/need clang-format
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/devkvm $(DESTDIR)$(PREFIX)/lib/pkgconfig \
+		$(DESTDIR)$(PREFIX)/include/devkvm/2006/linux $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(BUILD)/devkvm $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(BUILD)/libdevkvm-preload.so $(DESTDIR)$(PREFIX)/lib/devkvm/
+	install -m 755 $(BUILD)/libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/
+	ln -sf libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/libdevkvm.so
+	install -m 644 $(BUILD)/libdevkvm.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 644 include/devkvm.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/2006/linux/kvm.h $(DESTDIR)$(PREFIX)/include/devkvm/2006/linux/
+	install -m 644 doc/devkvm.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' doc/devkvm.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/devkvm.pc
+	chmod 644 $(DESTDIR)$(PREFIX)/lib/pkgconfig/devkvm.pc
 
 clean:
 	rm -rf build build-san build-clang
 
-.PHONY: all clean
+.PHONY: all help boot format install clean
+.DELETE_ON_ERROR:

@@ -200,6 +200,10 @@ static void port_out(uint16_t port, unsigned size, uint32_t val)
 			end(ENDED_WELL, "the guest powered off");
 		return;
 	}
+	/* A dword to 0xcf8 is a PCI configuration address, of which this machine has none, and not the reset register.
+	 */
+	if (port == 0xcf8)
+		return;
 	for (unsigned n = 0; n < size; n++)
 		port_out8((uint16_t)(port + n), (uint8_t)(val >> (8 * n)));
 }
