@@ -133,6 +133,10 @@ insn_fn op_misc_find(const struct insn *i)
 	case ZYDIS_MNEMONIC_SALC:
 		return salc;
 	case ZYDIS_MNEMONIC_NOP:
+		/* PREFETCHW with a register: nothing on Intel, undefined on AMD. */
+		if (i->map == 1 && i->opcode == 0x0d && cpuid_is_amd())
+			return NULL;
+		return nop;
 	case ZYDIS_MNEMONIC_PREFETCH:
 	case ZYDIS_MNEMONIC_PREFETCHNTA:
 	case ZYDIS_MNEMONIC_PREFETCHT0:

@@ -125,6 +125,9 @@ static insn_fn ext_find(const struct insn *i, bool sign)
 		PICK(8, 2, movsx);
 		PICK(4, 4, movsx);
 		PICK(8, 4, movsx);
+		/* MOVSXD with a 16-bit destination: what Zydis calls a 32-bit source is read as 16 bits. */
+		if (d == 2 && s == 4)
+			return m ? movsx_m22 : movsx_r22;
 		return NULL;
 	}
 	PICK(2, 1, movzx);
@@ -137,8 +140,6 @@ static insn_fn ext_find(const struct insn *i, bool sign)
 	return NULL;
 }
 
-/* MOVSXD with a 16-bit destination reads 16 bits (AMD and Intel differ on the memory size; the register form is the
- * same). */
 #define GEN_LEA(S, T)                                                                                                  \
 	FN(lea##S)                                                                                                     \
 	{                                                                                                              \

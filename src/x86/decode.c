@@ -160,12 +160,21 @@ static void fill_reg(struct operand *o, ZydisRegister r)
 	o->off = (u8)(o->reg * 8);
 }
 
-static void fill_mem(struct insn *out, const ZydisDecodedOperand *z)
+static void fill_mem(struct insn *out, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *z)
 {
 	out->flags |= INSN_MEM;
 	out->seg = seg_reg(z->mem.segment);
 	out->base = addr_reg(z->mem.base);
-	out->disp = z->mem.disp.value;
+	/* Zydis 4.0 names R13D as the base where a 32-bit address in 64-bit code has none (SIB base 5, mod 0). */
+	if (zi->address_width == 32 && (zi->attributes & ZYDIS_ATTRIB_HAS_SIB) && zi->raw.modrm.mod == 0 &&
+	    zi->raw.sib.base == 5 && z->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+		out->base = R_ZERO;
+		out->disp = zi->raw.disp.value;
+		if (out->seg == SEG_SS && !(zi->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_SS))
+			out->seg = SEG_DS;
+	} else {
+		out->disp = z->mem.disp.value;
+	}
 	if (z->mem.type == ZYDIS_MEMOP_TYPE_VSIB) {
 		out->vindex = (u8)ZydisRegisterGetId(z->mem.index);
 		out->index = R_ZERO;
@@ -356,7 +365,7 @@ static void fill(struct insn *out, enum decode_mode mode, const u8 *bytes, const
 				o->size = 0;
 			else if (must_align(zi, o->size))
 				out->flags |= INSN_ALIGN;
-			fill_mem(out, z);
+			fill_mem(out, zi, z);
 			break;
 		case ZYDIS_OPERAND_TYPE_POINTER:
 			o->kind = OPK_FAR;
@@ -377,6 +386,22 @@ static void fill(struct insn *out, enum decode_mode mode, const u8 *bytes, const
 	}
 }
 
+/* F3 90 is PAUSE, but with REX.B processors exchange R8 as if F3 were not there; Zydis says PAUSE. */
+static int decode_xchg_r8(const u8 *bytes, struct insn *out)
+{
+	u8 plain[15];
+	u8 len = out->len;
+	int rc;
+
+	memset(plain, 0x90, sizeof(plain));
+	for (unsigned n = 0; n < len; n++)
+		plain[n] = bytes[n] == 0xf3 ? 0x3e : bytes[n]; /* a prefix without effect here */
+	rc = decode(DECODE_64, plain, len, out);
+	if (rc == 0)
+		memcpy(out->raw, bytes, len);
+	return rc;
+}
+
 int decode(enum decode_mode mode, const u8 *bytes, unsigned avail, struct insn *out)
 {
 	ZydisDecodedInstruction zi;
@@ -387,6 +412,9 @@ int decode(enum decode_mode mode, const u8 *bytes, unsigned avail, struct insn *
 	st = ZydisDecoderDecodeFull(&decoders[mode], bytes, avail, &zi, zo);
 	if (ZYAN_SUCCESS(st)) {
 		fill(out, mode, bytes, &zi, zo);
+		if (unlikely(zi.mnemonic == ZYDIS_MNEMONIC_PAUSE && (zi.attributes & ZYDIS_ATTRIB_HAS_REX) &&
+		             zi.raw.rex.B))
+			return decode_xchg_r8(bytes, out);
 		return 0;
 	}
 	if (st == ZYDIS_STATUS_NO_MORE_DATA)

@@ -421,6 +421,15 @@ static u64 keep_high(const struct tcase *c, u64 val)
 	return c->insn.asize == 4 && c->form->mode == DECODE_64 && below(2) ? (u32)val | rnd() << 32 : val;
 }
 
+/* A frame that fits the window. */
+static void patch_enter(struct tcase *c)
+{
+	u16 frame = (u16)below(0x400);
+
+	memcpy(c->bytes + c->insn.len - 3, &frame, 2);
+	c->insn.imm = frame;
+}
+
 /* Implicit operands: stack, string registers, counts. Sets *pinned. */
 static bool constrain(struct tcase *c, u32 *pinned)
 {
@@ -466,13 +475,23 @@ static bool constrain(struct tcase *c, u32 *pinned)
 	case ZYDIS_MNEMONIC_MASKMOVQ:
 	case ZYDIS_MNEMONIC_MASKMOVDQU:
 	case ZYDIS_MNEMONIC_VMASKMOVDQU:
-		r[R_RDI] = keep_high(c, pick_target(c, 16) - seg_base(c));
+		/* Whether bytes that the mask leaves out can fault is the processor's choice. */
+		r[R_RDI] = keep_high(c, DATA + below(DATA_RW - 16) - seg_base(c));
 		break;
 	case ZYDIS_MNEMONIC_LEAVE:
 	case ZYDIS_MNEMONIC_ENTER:
 		r[R_RBP] = DATA + 0x400 + below(0x1400);
 		if (i->mnemonic == ZYDIS_MNEMONIC_ENTER && below(2))
 			r[R_RSP] = DATA + 0x1000 + below(0x1000);
+		if (i->mnemonic == ZYDIS_MNEMONIC_ENTER && below(4))
+			patch_enter(c);
+		/* The new stack top must not lie in the code, which only the host may write. */
+		if (i->mnemonic == ZYDIS_MNEMONIC_ENTER) {
+			u64 sp = r[R_RSP] - (u16)i->imm - (i->imm2 & 31u) * i->osize;
+
+			if (sp + 4096 >= CODE && sp < CODE + CODE_SIZE + 4096)
+				return false;
+		}
 		break;
 	case ZYDIS_MNEMONIC_RET:
 		poke(c, r[R_RSP], code_target(c), i->osize);
@@ -512,6 +531,7 @@ static bool constrain(struct tcase *c, u32 *pinned)
 		/* XCR0 of the host has more components than the guest's. */
 		r[R_RAX] = below(8);
 		r[R_RDX] = 0;
+		*pinned |= 1u << R_RAX | 1u << R_RDX;
 		break;
 	default:
 		break;
@@ -542,6 +562,8 @@ static bool constrain_late(struct tcase *c, const struct layout *l)
 			return true;
 		}
 	if (i->mnemonic == ZYDIS_MNEMONIC_CALL || i->mnemonic == ZYDIS_MNEMONIC_JMP) {
+		if (i->op[0].kind == OPK_GPR && i->op[0].reg == R_RSP)
+			return false;
 		if (i->op[0].kind == OPK_GPR)
 			r[i->op[0].reg] = i->op[0].size == 8 ? code_target(c) : rnd();
 		else if (c->target)

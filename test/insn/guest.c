@@ -12,7 +12,6 @@ static struct machine mach;
 static struct outcome *result;
 static bool ended;
 
-
 int __wrap_excp_deliver(struct vcpu *v);
 int __wrap_excp_soft_int(struct vcpu *v, enum event_kind kind, u8 vector, u64 next_rip);
 

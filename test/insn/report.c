@@ -27,6 +27,93 @@ static u64 flags_compared(const struct tcase *c)
 	}
 }
 
+/* Instructions of several accesses, whose order the manual leaves open: on a fault the address may be any of them, and
+ * earlier parts may be stored already. */
+static bool many_accesses(const struct tcase *c)
+{
+	switch (c->insn.mnemonic) {
+	case ZYDIS_MNEMONIC_CMPSB:
+	case ZYDIS_MNEMONIC_CMPSW:
+	case ZYDIS_MNEMONIC_CMPSD:
+	case ZYDIS_MNEMONIC_CMPSQ:
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+	case ZYDIS_MNEMONIC_MASKMOVQ:
+	case ZYDIS_MNEMONIC_MASKMOVDQU:
+	case ZYDIS_MNEMONIC_VMASKMOVDQU:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* A gather may or may not show the elements before the one that faulted (SDM vol. 2, VPGATHER). */
+static bool is_gather(const struct tcase *c)
+{
+	return c->insn.map == 2 && c->insn.opcode >= 0x90 && c->insn.opcode <= 0x93 && (c->insn.flags & INSN_VEX);
+}
+
+/* The x87 instruction pointers, which AMD hosts keep to themselves unless an exception is pending, and MXCSR_MASK,
+ * which follows CPUID. Offsets of the bytes not compared in a stored image. */
+static void hole(const struct tcase *c, unsigned *from, unsigned *to, unsigned *from2, unsigned *to2)
+{
+	*from = *to = *from2 = *to2 = 0;
+	switch (c->insn.mnemonic) {
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+		*from = c->insn.osize == 2 ? 6 : 12;
+		*to = c->insn.osize == 2 ? 14 : 28;
+		break;
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+		*from = 6;
+		*to = 24;
+		*from2 = 28;
+		*to2 = 32;
+		break;
+	default:
+		break;
+	}
+}
+
+static bool memory_agrees(const struct tcase *c, const struct outcome *want, const struct outcome *got)
+{
+	unsigned f1, t1, f2, t2;
+
+	if (!memcmp(want->mem, got->mem, DATA_RW))
+		return true;
+	if (want->vector == EXC_PF && many_accesses(c))
+		return true;
+	hole(c, &f1, &t1, &f2, &t2);
+	for (unsigned n = 0; n < DATA_RW; n++) {
+		unsigned off = (unsigned)(DATA + n - c->target);
+
+		if (want->mem[n] != got->mem[n] && !(off >= f1 && off < t1) && !(off >= f2 && off < t2))
+			return false;
+	}
+	return true;
+}
+
 bool outcomes_agree(const struct tcase *c, const struct outcome *want, const struct outcome *got, const char **why)
 {
 	unsigned nregs = c->form->mode == DECODE_64 ? 16 : 8;
@@ -41,7 +128,7 @@ bool outcomes_agree(const struct tcase *c, const struct outcome *want, const str
 	if (want->vector != EXC_BP && want->vector != EXC_MF && want->vector != EXC_XM && want->error != got->error)
 		return false;
 	*why = "CR2";
-	if (want->cr2 != got->cr2)
+	if (want->cr2 != got->cr2 && !many_accesses(c))
 		return false;
 	*why = "general registers";
 	for (unsigned n = 0; n < nregs; n++) {
@@ -60,7 +147,7 @@ bool outcomes_agree(const struct tcase *c, const struct outcome *want, const str
 	if (want->s.mxcsr != got->s.mxcsr)
 		return false;
 	*why = "vector registers";
-	for (unsigned n = 0; n < nregs; n++)
+	for (unsigned n = 0; n < nregs && !(is_gather(c) && want->vector == EXC_PF); n++)
 		if (memcmp(want->s.ymm[n], got->s.ymm[n], 32))
 			return false;
 	*why = "x87 control, status or tags";
@@ -71,7 +158,7 @@ bool outcomes_agree(const struct tcase *c, const struct outcome *want, const str
 		if (memcmp(want->s.fx + 32 + 16 * n, got->s.fx + 32 + 16 * n, 10))
 			return false;
 	*why = "memory";
-	return !memcmp(want->mem, got->mem, DATA_RW);
+	return memory_agrees(c, want, got);
 }
 
 static void print_bytes(const char *name, const u8 *p, unsigned n)
@@ -104,7 +191,8 @@ void report(const struct tcase *c, const struct outcome *want, const struct outc
 	                 w64 ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32);
 	ZydisFormatterInit(&fmt, ZYDIS_FORMATTER_STYLE_INTEL);
 	if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, c->bytes, c->len, &zi, zo)))
-		ZydisFormatterFormatInstruction(&fmt, &zi, zo, zi.operand_count_visible, text, sizeof(text), c->rip, NULL);
+		ZydisFormatterFormatInstruction(&fmt, &zi, zo, zi.operand_count_visible, text, sizeof(text), c->rip,
+		                                NULL);
 	printf("FAILED %s: %u-bit `%s` at %#llx\n", why, w64 ? 64 : 32, text, (unsigned long long)c->rip);
 	print_bytes("bytes", c->bytes, c->len);
 	printf("  vector host %u error %#x cr2 %#llx   ours %u error %#x cr2 %#llx\n", want->vector, want->error,
