@@ -99,7 +99,8 @@ static int run_fp_unmasked(struct vcpu *v, const struct thunk *t, const struct s
 	/*
 	 * GAP(xm-precision): when OE or UE is unmasked and raised, PE should say whether the result was inexact before
 	 * its exponent was bounded; this is PE of the masked response, which is set for more results. And (V)DPPS and
-	 * (V)DPPD should stop at the step that raised it, where this goes on and may find DE in a later one.
+	 * (V)DPPD should keep the flags of the steps up to the one that raised an unmasked exception; this takes all
+	 * steps for one.
 	 */
 	v->fpu.mxcsr |= raised;
 	if (raised & unmasked)
@@ -677,6 +678,10 @@ static int bind_and_run(struct vcpu *v, const struct insn *i)
 		return fn(v, i);
 	}
 	read_enc(v, i, &e);
+	/* VPINSRQ and VPEXTRQ exist in 64-bit mode alone, and are not the D forms elsewhere, unlike VMOVQ (SDM vol. 2).
+	 */
+	if (v->mode != MODE_64 && e.vex && e.w && e.map == 3 && (e.opcode == 0x22 || e.opcode == 0x16))
+		return excp_raise(v, EXC_UD);
 	if (!classify(i, &e, &like))
 		return excp_raise(v, EXC_UD); /* GAP(simd): a form no rule here fits */
 	t = build_thunk(v, i, &e, &like);

@@ -226,8 +226,10 @@ static int gather(struct vcpu *v, const struct insn *i)
 	for (n = 0; n < count && !cpuid_is_amd(); n++)
 		memset(mask + n * dsize, enabled(mask, n, dsize) ? 0xff : 0, dsize);
 	for (n = 0; n < count; n++) {
-		if (!enabled(mask, n, dsize))
+		if (!enabled(mask, n, dsize)) {
+			memset(mask + n * dsize, 0, dsize);
 			continue;
+		}
 		if (isize == 4) {
 			memcpy(&idx32, index + 4 * n, 4);
 			idx = (u64)(s64)(s32)idx32;
@@ -236,7 +238,7 @@ static int gather(struct vcpu *v, const struct insn *i)
 		}
 		ea = elem_ea(i, v->r[i->base] + (idx << i->scale), (u64)i->disp);
 		rc = v_read(v, i->seg, ea, dst + n * dsize, dsize);
-		if (rc == STEP_EXIT || (rc != STEP_OK && n == 0))
+		if (rc == STEP_EXIT)
 			return rc;
 		if (rc != STEP_OK)
 			break;
