@@ -105,6 +105,7 @@ GEN_EXT(8, 1, movsx, s8, u64)
 GEN_EXT(2, 2, movsx, s16, u16)
 GEN_EXT(4, 2, movsx, s16, u32)
 GEN_EXT(8, 2, movsx, s16, u64)
+GEN_EXT(2, 4, movsx, s32, u16)
 GEN_EXT(4, 4, movsx, s32, u32)
 GEN_EXT(8, 4, movsx, s32, u64)
 
@@ -125,9 +126,9 @@ static insn_fn ext_find(const struct insn *i, bool sign)
 		PICK(8, 2, movsx);
 		PICK(4, 4, movsx);
 		PICK(8, 4, movsx);
-		/* MOVSXD with a 16-bit destination: what Zydis calls a 32-bit source is read as 16 bits. */
+		/* MOVSXD with a 16-bit destination keeps the low half; AMD reads all 32 bits, Intel only those. */
 		if (d == 2 && s == 4)
-			return m ? movsx_m22 : movsx_r22;
+			return m ? (cpuid_is_amd() ? movsx_m24 : movsx_m22) : movsx_r24;
 		return NULL;
 	}
 	PICK(2, 1, movzx);

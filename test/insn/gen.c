@@ -437,6 +437,9 @@ static bool constrain(struct tcase *c, u32 *pinned)
 	u64 *r = c->in.r;
 	bool rep = i->flags & (INSN_REP | INSN_REPNE);
 
+	/* FS lies far above what a 32-bit offset can bring back into the windows. */
+	if (i->asize == 4 && seg_base(c) > 0xffffffffu && (i->acc || (i->flags & INSN_MEM)))
+		return false;
 	r[R_RSP] = DATA + 0x100 + below(0x1e00);
 	if (below(3))
 		r[R_RSP] &= ~7ull;

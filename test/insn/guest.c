@@ -68,6 +68,7 @@ void guest_run(const struct tcase *c, struct outcome *out)
 	v->r[R_RIP] = c->in.rip;
 	v->rflags = c->in.rflags;
 	memcpy(v->fpu.fx, c->in.fx, 512);
+	v->fpu.x87_used = true;
 	memcpy(v->fpu.ymm, c->in.ymm, sizeof(c->in.ymm));
 	v->fpu.mxcsr = c->in.mxcsr;
 	v->shadow = 0;
