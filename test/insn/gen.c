@@ -460,7 +460,7 @@ static bool constrain(struct tcase *c, u32 *pinned)
 			u64 a = (u32)r[R_RSI] - DATA, b = (u32)r[R_RDI] - DATA;
 
 			if (a < 0x1f00 && b < 0x1f00)
-				memcpy(c->mem + a, c->mem + b, 64);
+				memmove(c->mem + a, c->mem + b, 64);
 		}
 		if (below(3) == 0 && (i->opcode & 0xfe) == 0xae) {
 			u64 b = (u32)r[R_RDI] - DATA;
@@ -568,7 +568,7 @@ static bool constrain_late(struct tcase *c, const struct layout *l)
 		if (i->op[0].kind == OPK_GPR && i->op[0].reg == R_RSP)
 			return false;
 		if (i->op[0].kind == OPK_GPR)
-			r[i->op[0].reg] = i->op[0].size == 8 ? code_target(c) : rnd();
+			r[i->op[0].reg] = i->op[0].size > 2 ? code_target(c) : rnd();
 		else if (c->target)
 			poke(c, c->target, code_target(c), i->op[0].size);
 	}
@@ -672,7 +672,8 @@ static bool safe(const struct tcase *c)
 		lin = (u32)lin;
 	if (lin + 4096 >= CODE && lin < CODE + CODE_SIZE + 4096)
 		return false;
-	if (lin < 0xf0000000u)
+	/* From 0x7fff8000 an ASan build has its shadow. */
+	if (lin < 0x70000000u)
 		return true;
 	return c->form->mode == DECODE_64 && (u64)((s64)(lin << 8) >> 8) != lin; /* not canonical, LA57 or not */
 }
