@@ -634,7 +634,7 @@ static bool classify(const struct insn *i, const struct enc *e, struct thunk *t)
 		t->props |= THUNK_REG_MM | THUNK_MMX;
 	if (rm->kind == OPK_MMX)
 		t->props |= THUNK_RM_MM | THUNK_MMX;
-	if (reg->kind == OPK_XMM || rm->kind == OPK_XMM)
+	if (reg->kind == OPK_XMM || rm->kind == OPK_XMM || (reg->kind == OPK_GPR && rm->kind == OPK_MEM))
 		t->props |= THUNK_XMM;
 	if (reg->kind == OPK_GPR) {
 		t->k_gpr = t->k_reg;
@@ -657,7 +657,8 @@ static bool has_vector_operand(const struct insn *i)
 	for (n = 0; n < i->nops && n < 5; n++)
 		if (i->op[n].kind == OPK_MMX || i->op[n].kind == OPK_XMM || i->op[n].kind == OPK_YMM)
 			return true;
-	return false;
+	/* CVTSS2SI and kin of memory: SSE names only the general register. */
+	return i->map == 1 && (i->opcode == 0x2c || i->opcode == 0x2d);
 }
 
 /* First run of a decoded instruction: finds its handler for good. */
