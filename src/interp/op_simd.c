@@ -194,6 +194,13 @@ static int run_xmm(struct vcpu *v, const struct insn *i)
 			rc = simd_store(v, gva, buf, t->msize);
 			if (rc != STEP_OK) /* the store's fault comes first: nothing happened */
 				v->fpu.mxcsr = mxcsr;
+		} else if (rc == STEP_EXCP && t->props & THUNK_STORE) {
+			int fault = mem_probe(&v->mmu, gva, t->msize, MEM_WRITE, v->mmu.ctx);
+
+			if (fault != MEM_OK) { /* also before a #XM */
+				v->fpu.mxcsr = mxcsr;
+				return vmem_fail(v, fault);
+			}
 		}
 		if (unlikely(rc != STEP_OK))
 			return rc;
