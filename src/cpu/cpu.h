@@ -214,7 +214,8 @@ void cpu_update(struct vcpu *v);
 void cpu_update_flags(struct vcpu *v);
 /* NULL when a processor can run from this state, else why not (KVM FAIL_ENTRY, Intel SDM vol. 3, 26.3). */
 const char *cpu_check_state(const struct vcpu *v);
-/* Mode, CPL, decode mode, stack width and what follows, after CS, SS, RFLAGS.VM or CR0.PE changed. Not the paging setup. */
+/* Mode, CPL, decode mode, stack width and what follows, after CS, SS, RFLAGS.VM or CR0.PE changed; not the paging
+ * setup. */
 void cpu_update_mode(struct vcpu *v);
 /* POPF, IRET, SYSRET...: sets the RFLAGS bits of `mask` from `val`, raising what follows (EV_IRQ check, stepping, AC).
  */

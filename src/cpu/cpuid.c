@@ -29,6 +29,7 @@ enum { A, B, C, D };
 #define L7B_OFFERED                                                                                                    \
 	(BIT(0) | BIT(1) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) |        \
 	 BIT(23) | BIT(24) | BIT(29))
+#define L7B_X87 (BIT(6) | BIT(13))     /* how the host keeps FDP, FCS and FDS: the guest's x87 is the host's */
 #define L7C_OFFERED (BIT(2) | BIT(22)) /* UMIP RDPID */
 #define L7D_OFFERED (BIT(4))           /* FSRM */
 /* Leaf 0x80000001. ECX: LAHF LZCNT PREFETCHW OSVW. EDX: SYSCALL NX MMXEXT GBPAGES RDTSCP LM */
@@ -39,7 +40,7 @@ enum { A, B, C, D };
 	 BIT(15) | BIT(16) | BIT(17) | BIT(23) | BIT(24))
 
 static struct {
-	u32 vendor[4], l1[4], l7[4], x1[4], xsave1[4];
+	u32 vendor[4], l1[4], l7[4], x1[4], xsave1[4], x8b;
 	u32 brand[3][4];
 	u32 cache[3][4]; /* 0x80000005, 0x80000006, Intel's leaf 2 */
 	u32 leaf4[5][4];
@@ -98,7 +99,7 @@ static void model_init(void)
 	model.l1[D] = host[D] & L1D_OFFERED;
 
 	host_leaf(7, 0, host);
-	model.l7[B] = host[B] & L7B_OFFERED;
+	model.l7[B] = host[B] & (L7B_OFFERED | L7B_X87);
 	model.l7[C] = host[C] & L7C_OFFERED;
 	model.l7[D] = host[D] & L7D_OFFERED;
 	/* Intel's architectural way to say "not affected": SPEC_CTRL with IBRS_ALL, ARCH_CAPABILITIES. */
@@ -120,6 +121,10 @@ static void model_init(void)
 		model.x1[D] |= model.l1[D] & X1D_COMMON;
 	else
 		model.x1[D] &= ~(u32)BIT(22);
+
+	/* FP error pointers always saved and restored, if the x87 model does so; SSB and BTC: not affected. */
+	if (model.amd)
+		model.x8b = (fpu_ptrs_only_pending() ? 0 : BIT(2)) | BIT(26) | BIT(29);
 
 	host_leaf(0xd, 1, host);
 	model.xsave1[A] = model.l1[C] & L1C_XSAVE ? host[A] & 7u : 0; /* XSAVEOPT, XSAVEC, XGETBV(1) */
@@ -213,9 +218,7 @@ void cpuid_leaf(u32 leaf, u32 subleaf, u32 out[4])
 		break;
 	case 0x80000008u:
 		out[A] = 48u << 8 | PHYS_BITS;
-		if (model.amd)
-			out[B] = BIT(2) | BIT(26) |
-			         BIT(29); /* FP error pointers always saved; SSB and BTC: not affected */
+		out[B] = model.x8b;
 		break;
 	case 0x80000021u:
 		/* No nested data breakpoints, LFENCE serialises, null selectors clear bases, automatic IBRS, SRSO: not

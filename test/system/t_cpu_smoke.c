@@ -40,7 +40,7 @@
 
 static u8 *ram;
 static struct vm_mem mem;
-static struct memslot slot;
+static struct memslot *slot;
 static struct vcpu *v;
 static u32 trace[256];
 static unsigned ntrace;
@@ -100,8 +100,9 @@ static void setup(const u8 *start, const u8 *end)
 	ntrace = 0;
 	ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	vm_mem_init(&mem);
-	slot = (struct memslot){.id = 0, .gpa = 0, .size = RAM_SIZE, .hva = ram};
-	if (memslot_add(&mem, &slot))
+	slot = malloc(sizeof(*slot));
+	*slot = (struct memslot){.id = 0, .gpa = 0, .size = RAM_SIZE, .hva = ram};
+	if (memslot_add(&mem, slot))
 		abort();
 	v = aligned_alloc(64, (sizeof(*v) + 63) & ~63ul);
 	memset(v, 0, sizeof(*v));
@@ -116,7 +117,8 @@ static void setup(const u8 *start, const u8 *end)
 static void teardown(void)
 {
 	interp_destroy(v);
-	memslot_remove(&mem, &slot);
+	memslot_remove(&mem, slot);
+	memslot_free(slot);
 	vm_mem_free(&mem);
 	free(v);
 	munmap(ram, RAM_SIZE);
@@ -419,28 +421,27 @@ SNIPPET(dbg, ".code64\n"
              "pushf\norl $0x100,(%rsp)\npopf\nnop\nnop\n" /* two traps: after the first NOP, after the second */
              "pushf\nandl $~0x100,(%rsp)\npopf\n" T(
                      1) "lea dbg_bp(%rip),%rax\nmov %rax,%dr0\nmov $0x402,%eax\nmov %rax,%dr7\n"
-                        "dbg_bp: nop\n" T(
-                                2) "mov $0x9000,%eax\nmov %rax,%dr1\nmov $0x00d00408,%eax\nmov %rax,%dr7\n"
-                                   "mov %eax,0x9000\n" T(
-                                           3) "mov 0x9000,%eax\n" T(4) "mov $0x2400,%eax\nmov %rax,%dr7\nmov "
-                                                                       "%dr0,%rbx\n" T(5) "hlt\n"
-                                                                                          ".globl dbg_db\ndbg_db:\nmov "
-                                                                                          "%dr6,%rax\nout "
-                                                                                          "%eax,$0x10\nmov "
-                                                                                          "(%rsp),%rax\nsub "
-                                                                                          "$0x8000,%eax\nout "
-                                                                                          "%eax,$0x10\n"
-                                                                                          "mov 16(%rsp),%rax\nand "
-                                                                                          "$0x10000,%eax\nout "
-                                                                                          "%eax,$0x10\n"
-                                                                                          "mov $0xffff0ff0,%eax\nmov "
-                                                                                          "%rax,%dr6\n"
-                                                                                          /* an instruction breakpoint:
-                                                                                             set RF */
-                                                                                          "lea dbg_bp(%rip),%rax\ncmp "
-                                                                                          "%rax,(%rsp)\njne 1f\norl "
-                                                                                          "$0x10000,16(%rsp)\n1: "
-                                                                                          "iretq\n");
+                        "dbg_bp: nop\n" T(2) "mov $0x9000,%eax\nmov %rax,%dr1\nmov $0x00d00408,%eax\nmov %rax,%dr7\n"
+                                             "mov %eax,0x9000\n" T(3) "mov 0x9000,%eax\n" T(
+                                                     4) "mov $0x2400,%eax\nmov %rax,%dr7\nmov "
+                                                        "%dr0,%rbx\n" T(5) "hlt\n"
+                                                                           ".globl dbg_db\ndbg_db:\nmov "
+                                                                           "%dr6,%rax\nout "
+                                                                           "%eax,$0x10\nmov "
+                                                                           "(%rsp),%rax\nsub "
+                                                                           "$0x8000,%eax\nout "
+                                                                           "%eax,$0x10\n"
+                                                                           "mov 16(%rsp),%rax\nand "
+                                                                           "$0x10000,%eax\nout "
+                                                                           "%eax,$0x10\n"
+                                                                           "mov $0xffff0ff0,%eax\nmov "
+                                                                           "%rax,%dr6\n"
+                                                                           /* an instruction breakpoint:
+                                                                              set RF */
+                                                                           "lea dbg_bp(%rip),%rax\ncmp "
+                                                                           "%rax,(%rsp)\njne 1f\norl "
+                                                                           "$0x10000,16(%rsp)\n1: "
+                                                                           "iretq\n");
 LABEL(dbg_db);
 
 /* DR6, return address from CODE, RF of each #DB, and the markers in between. */
