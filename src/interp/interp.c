@@ -203,6 +203,7 @@ static struct block *arena_commit(struct vcpu *v, struct block *b, const u8 *hva
 	b->n = (u16)n;
 	b->cross = false;
 	b->first_len = (u16)len;
+	memset(b->succ, 0, sizeof(b->succ));
 	b->insn = (struct insn *)(void *)((u8 *)b + head);
 	memcpy(b->bytes, bytes, len);
 	memcpy(b->insn, tmp, n * sizeof(*tmp));
@@ -319,46 +320,58 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 	return STEP_OK;
 }
 
-/*
- * The block at RIP, valid now. *end: where to stop (the code segment may end inside). STEP_EXCP or STEP_EXIT from the
- * fetch.
- */
-static inline int find(struct vcpu *v, struct block **out, const u8 **hva, const struct insn **end)
+/* The block of `p` under the current code_key, as it was decoded; NULL when there is none. */
+static inline struct block *lookup(const struct vcpu *v, const u8 *p)
+{
+	struct block *b;
+
+	for (b = v->interp->hash[hash_of(p, v->code_key)]; b; b = b->next)
+		if (b->hva == p && b->key == v->code_key)
+			break;
+	return b;
+}
+
+/* Notes that `b`, at `rip`, came after `prev`. */
+static inline void follow(struct block *prev, u64 rip, struct block *b)
+{
+	prev->succ[1] = prev->succ[0];
+	prev->succ[0].rip = rip;
+	prev->succ[0].b = b;
+}
+
+/* find() for what its fast path does not know: segment ends, missing or changed blocks, page-crossing instructions. */
+static __attribute__((noinline)) int find_slow(struct vcpu *v, struct block *prev, struct block **out, const u8 **hva,
+                                               const struct insn **end)
 {
 	struct interp *it = v->interp;
-	u64 rip = v->r[R_RIP], limit_left = ~0ull;
+	u64 rip = v->r[R_RIP], limit_left = ~0ull, flushes = it->n_flushes;
 	const u8 *p;
 	struct block *b;
 	gva_t lin;
 	int rc;
 
-	if (likely(v->mode == MODE_64)) {
+	if (v->mode == MODE_64) {
 		lin = rip;
-		if (unlikely(!is_canonical(lin)))
+		if (!is_canonical(lin))
 			return excp_raise_err(v, EXC_GP, 0);
 	} else {
 		rip = v->r[R_RIP] = (u32)rip;
-		if (unlikely(rip > v->seg[SEG_CS].limit))
+		if (rip > v->seg[SEG_CS].limit)
 			return excp_raise_err(v, EXC_GP, 0);
 		limit_left = v->seg[SEG_CS].limit - rip + 1;
 		lin = (u32)(v->seg[SEG_CS].base + rip);
 	}
-	p = tlb_lookup(&v->mmu.tlb[fetch_ctx(v)][TLB_EXEC], lin, 1);
-	if (unlikely(!p)) {
-		rc = fetch(v, lin, &p);
-		if (rc != STEP_OK)
-			return rc;
-	}
-	for (b = it->hash[hash_of(p, v->code_key)]; b; b = b->next)
-		if (b->hva == p && b->key == v->code_key)
-			break;
-	if (unlikely(!b || !same_bytes(b->bytes, p, b->first_len))) {
+	rc = fetch(v, lin, &p);
+	if (rc != STEP_OK)
+		return rc;
+	b = lookup(v, p);
+	if (!b || !same_bytes(b->bytes, p, b->first_len)) {
 	again:
 		rc = build(v, lin, p, limit_left, &b);
 		if (rc != STEP_OK)
 			return rc;
 	}
-	if (unlikely(b->cross)) {
+	if (b->cross) {
 		gva_t next = lin + b->first_len;
 		const u8 *p2;
 
@@ -370,10 +383,13 @@ static inline int find(struct vcpu *v, struct block **out, const u8 **hva, const
 		if (!same_bytes(b->bytes + b->first_len, p2, b->len - b->first_len))
 			goto again;
 	}
+	/* A flush took `prev` with it. */
+	if (prev && it->n_flushes == flushes)
+		follow(prev, rip, b);
 	*out = b;
 	*hva = p;
 	*end = b->insn + b->n;
-	if (unlikely(b->len > limit_left)) {
+	if (b->len > limit_left) {
 		const struct insn *e = b->insn;
 
 		while (e < *end && e->boff <= limit_left)
@@ -383,6 +399,49 @@ static inline int find(struct vcpu *v, struct block **out, const u8 **hva, const
 		*end = e;
 	}
 	return STEP_OK;
+}
+
+/*
+ * The block at RIP, valid now. *end: where to stop (the code segment may end inside). `prev`: the block that was left
+ * for it, or NULL. STEP_EXCP or STEP_EXIT from the fetch.
+ */
+static inline int find(struct vcpu *v, struct block *prev, struct block **out, const u8 **hva, const struct insn **end)
+{
+	u64 rip = v->r[R_RIP], room = ~0ull;
+	const u8 *p;
+	struct block *b;
+	gva_t lin = rip;
+
+	if (unlikely(v->mode != MODE_64)) {
+		rip = (u32)rip;
+		if (rip > v->seg[SEG_CS].limit)
+			goto slow;
+		room = v->seg[SEG_CS].limit - rip + 1;
+		lin = (u32)(v->seg[SEG_CS].base + rip);
+	}
+	/* An address that is not canonical has no TLB entry. */
+	p = tlb_lookup(&v->mmu.tlb[fetch_ctx(v)][TLB_EXEC], lin, 1);
+	if (unlikely(!p))
+		goto slow;
+	if (likely(prev && prev->succ[0].rip == rip)) {
+		b = prev->succ[0].b;
+	} else if (prev && prev->succ[1].rip == rip) {
+		b = prev->succ[1].b;
+	} else {
+		b = lookup(v, p);
+		if (b && prev)
+			follow(prev, rip, b);
+	}
+	if (unlikely(!b || b->hva != p || b->key != v->code_key || b->cross || b->len > room ||
+	             !same_bytes(b->bytes, p, b->len)))
+		goto slow;
+	v->r[R_RIP] = rip;
+	*out = b;
+	*hva = p;
+	*end = b->insn + b->n;
+	return STEP_OK;
+slow:
+	return find_slow(v, prev, out, hva, end);
 }
 
 /* ---- between instructions --------------------------------------------------------------------------------------- */
@@ -531,7 +590,7 @@ static int step_one(struct vcpu *v)
 		if (rc == STEP_EXIT)
 			return LEAVE;
 	}
-	rc = find(v, &b, &hva, &end);
+	rc = find_slow(v, NULL, &b, &hva, &end);
 	if (rc == STEP_EXIT)
 		return LEAVE;
 	/* The shadow ends with this instruction, which may start another. */
@@ -572,15 +631,17 @@ static int step_one(struct vcpu *v)
 static int run_blocks(struct vcpu *v)
 {
 	struct interp *it = v->interp;
+	struct block *prev = NULL;
 
 	for (;;) {
 		const struct insn *i, *end;
 		struct block *b;
 		const u8 *hva;
-		int rc = find(v, &b, &hva, &end);
+		int rc = find(v, prev, &b, &hva, &end);
 
 		if (unlikely(rc != STEP_OK))
 			return rc == STEP_EXCP ? deliver(v) : LEAVE;
+		prev = b;
 		i = b->insn;
 		for (;;) {
 			rc = i->fn(v, i);
@@ -603,9 +664,7 @@ static int run_blocks(struct vcpu *v)
 		if (rc > STEP_JUMP || unlikely(v->mmu.n_writes | v->mmu.n_reads | it->left)) {
 			it->left = false;
 			rc = after(v, i, rc);
-			if (rc != GO_ON)
-				return rc;
-			return GO_ON;
+			return rc;
 		}
 		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping))
 			return GO_ON;

@@ -16,11 +16,16 @@
 /* A run of decoded instructions inside one page (cross: one instruction over a page border). */
 struct block {
 	struct block *next; /* hash chain */
-	const u8 *hva;      /* host address of the first byte */
-	u32 key;            /* vcpu->code_key it was decoded under */
-	u16 len;            /* bytes; a block is left when they differ from the guest's */
-	u16 n;              /* instructions */
-	u16 first_len;      /* cross: bytes in the first page */
+	/* The last two blocks that followed, by RIP: a guess that saves the hash lookup, checked like a hash hit. */
+	struct {
+		u64 rip;
+		struct block *b;
+	} succ[2];
+	const u8 *hva; /* host address of the first byte */
+	u32 key;       /* vcpu->code_key it was decoded under */
+	u16 len;       /* bytes; a block is left when they differ from the guest's */
+	u16 n;         /* instructions */
+	u16 first_len; /* cross: bytes in the first page */
 	bool cross;
 	struct insn *insn;
 	u8 bytes[];
