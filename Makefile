@@ -7,6 +7,7 @@ BUILD ?= build$(if $(SAN),-san)
 PREFIX ?= /usr/local
 DESTDIR ?=
 VERSION := 0.1.0
+SHELL := /bin/bash
 
 CFLAGS ?= -O2 -g
 WARN := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter -Wno-missing-field-initializers

@@ -1,9 +1,68 @@
 # test.mk: builds and runs the tests. Included by the Makefile.
 #
-# Every program T in TEST_PROGRAMS is test/…/T.c and links libdevkvm.a; suites say how each is run.
+# `make check` runs every suite on the plain build, the quick ones on the ASan+UBSan build, and builds all with clang.
+# A suite is one NAME=COMMAND of test/run; COMMAND ends with the line `N passed, N failed`.
 
-TEST_CFLAGS := -Iinclude -Iinclude/2006 -Itest/lib -Isrc
+TEST_INC := -Iinclude -Iinclude/2006 -Itest/lib
+T := $(BUILD)/tests
 
-check: check-quick check-boot
+# Clients of the interface, the same source twice: through `devkvm run`, and linked.
+$(T)/iface $(T)/threads: $(T)/%: test/iface/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) $(TEST_INC) -MMD -MP -o $@ $< -lpthread
 
-.PHONY: check check-quick check-boot
+$(T)/iface-linked $(T)/threads-linked: $(T)/%-linked: test/iface/%.c $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
+
+# The instruction suite replaces the delivery of exceptions, see test/insn/guest.c.
+INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c machine.c)
+INSN_OBJ := $(INSN_SRC:%.c=$(BUILD)/%.o)
+$(T)/insn: $(INSN_OBJ) $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=excp_soft_int -o $@ $^ $(ENGINE_LIBS)
+
+# The interpreter's speed on plain loops.
+$(T)/speed: $(BUILD)/test/insn/smoke.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+
+# System snippets on a bare vCPU.
+SYSTEM_CPU := $(T)/system-cpu
+$(SYSTEM_CPU): test/system/t_cpu_smoke.c $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	$(CC) $(BASE_CFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
+
+-include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d)
+
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(SYSTEM_CPU)
+test-programs: all $(QUICK_PROGRAMS)
+
+# A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
+PRELOADED_SUITES := 'interface through devkvm run=$(BUILD)/devkvm run -- $(T)/iface' \
+	'threads and signals through devkvm run=$(BUILD)/devkvm run -- $(T)/threads'
+NOTE := $(if $(SAN), (ASan+UBSan))
+QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
+	'interface, linked$(NOTE)=$(T)/iface-linked' \
+	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
+	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
+	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
+
+BOOT_SUITES := 'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)'
+
+check-quick: test-programs
+	@test/run $(QUICK_SUITES)
+
+# Everything, in one sum. The builds come first, so that a build that fails is not a test that fails.
+check: test-programs
+	@tools/need $(DEPS_CHECK) $(DEPS_BOOT)
+	$(MAKE) --no-print-directory CC=clang BUILD=build-clang all
+	$(MAKE) --no-print-directory SAN=1 test-programs
+	@$(MAKE) --no-print-directory -s SAN=1 print-quick >$(BUILD)/quick-san
+	@mapfile -t san <$(BUILD)/quick-san; \
+	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(BOOT_SUITES)
+
+print-quick:
+	@printf '%s\n' $(QUICK_SUITES)
+
+.PHONY: check check-quick test-programs print-quick
