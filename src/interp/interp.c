@@ -2,10 +2,11 @@
  * interp.c: the interpreter's loop and its cache of decoded instructions.
  *
  * Invariants:
- *  - a block (struct block) is a run of decoded instructions that lay inside one page when they were decoded. Its bytes
- *    are compared with the guest's every time it is entered, and what is left of it after every instruction in it that
- *    may store: whoever writes code (this vCPU, another, a client thread, the host's kernel), nobody runs stale
- *    instructions, and no page needs to be watched. A guest's own store is seen by the very next instruction;
+ *  - a block (struct block) is a run of decoded instructions that lay inside one page when they were decoded. The bytes
+ *    of every run of instructions up to a conditional branch are compared with the guest's each time the run is
+ * entered, and what is left of the run after every instruction in it that may store: whoever writes code (this vCPU,
+ * another, a client thread, the host's kernel), nobody runs stale instructions, and no page needs to be watched. A
+ * guest's own store is seen by the very next instruction;
  *  - blocks are found by host address and code_key, through the exec TLB: translation and permission are the TLB's.
  *    The pointer to a block lives until the next flush; a flush happens between blocks only;
  *  - an instruction over a page border is a block of its own, whose second page is translated at every entry;
@@ -13,12 +14,16 @@
  *    themselves;
  *  - v->r[R_RIP] is the current instruction's address whenever a handler runs.
  */
+#include <emmintrin.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "../base/bug.h"
 #include "interp_impl.h"
+
+/* insn.acc, beside INSN_ACC_x: after this conditional branch the next run of instructions begins. */
+#define ACC_BRANCH 4
 
 /* What a part of the loop wants next. */
 enum { GO_ON, LEAVE, RUN, RUN_ONE };
@@ -148,20 +153,33 @@ static inline unsigned hash_of(const u8 *hva, u32 key)
 	return (unsigned)((x ^ (x >> HASH_BITS) ^ key) & ((1u << HASH_BITS) - 1));
 }
 
+static inline __m128i load16(const u8 *p)
+{
+	return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+
+static inline bool same16(const u8 *a, const u8 *b)
+{
+	return _mm_movemask_epi8(_mm_cmpeq_epi8(load16(a), load16(b))) == 0xffff;
+}
+
+/* memcmp() inline, for a few dozen bytes. Reads nothing beyond them. */
 static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
 {
-	if (n >= 8) {
-		unsigned k = 0;
-
-		do {
-			if (ld8(a + k) != ld8(b + k))
+	if (n >= 16) {
+		while (n > 16) {
+			if (!same16(a, b))
 				return false;
-			k += 8;
-		} while (k + 8 <= n);
-		return ld8(a + n - 8) == ld8(b + n - 8);
+			n -= 16;
+			a += 16;
+			b += 16;
+		}
+		return same16(a + n - 16, b + n - 16);
 	}
+	if (n >= 8)
+		return !((ld8(a) ^ ld8(b)) | (ld8(a + n - 8) ^ ld8(b + n - 8)));
 	if (n >= 4)
-		return ld4(a) == ld4(b) && ld4(a + n - 4) == ld4(b + n - 4);
+		return !((ld4(a) ^ ld4(b)) | (ld4(a + n - 4) ^ ld4(b + n - 4)));
 	for (unsigned k = 0; k < n; k++)
 		if (a[k] != b[k])
 			return false;
@@ -201,6 +219,7 @@ static struct block *arena_commit(struct vcpu *v, struct block *b, const u8 *hva
 	b->key = v->code_key;
 	b->len = (u16)len;
 	b->n = (u16)n;
+	b->check = (u16)len;
 	b->cross = false;
 	b->first_len = (u16)len;
 	memset(b->succ, 0, sizeof(b->succ));
@@ -275,7 +294,17 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 			break;
 	}
 	if (n) {
+		unsigned run_end = len;
+
+		for (unsigned k = n; k-- > 0;) {
+			tmp[k].bend = (u8)run_end;
+			if (!tmp[k].cond)
+				continue;
+			tmp[k].acc |= ACC_BRANCH;
+			run_end = tmp[k].boff;
+		}
 		*out = arena_commit(v, b, p, tmp, n, bytes, len);
+		(*out)->check = (u16)run_end;
 		return STEP_OK;
 	}
 
@@ -305,7 +334,7 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 			len = tmp[0].len;
 			bind(&tmp[0]);
 		}
-		tmp[0].boff = (u8)len;
+		tmp[0].boff = tmp[0].bend = (u8)len;
 		if (d < 0)
 			tmp[0].fn = d == -3 ? op_too_long : op_undefined;
 		b = arena_commit(v, b, p, tmp, 1, bytes, len);
@@ -315,7 +344,7 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 		return STEP_OK;
 	}
 	tmp[0].fn = d == -3 ? op_too_long : op_undefined;
-	tmp[0].boff = (u8)len;
+	tmp[0].boff = tmp[0].bend = (u8)len;
 	*out = arena_commit(v, b, p, tmp, 1, bytes, len);
 	return STEP_OK;
 }
@@ -365,7 +394,7 @@ static __attribute__((noinline)) int find_slow(struct vcpu *v, struct block *pre
 	if (rc != STEP_OK)
 		return rc;
 	b = lookup(v, p);
-	if (!b || !same_bytes(b->bytes, p, b->first_len)) {
+	if (!b || !same_bytes(b->bytes, p, b->cross ? b->first_len : b->check)) {
 	again:
 		rc = build(v, lin, p, limit_left, &b);
 		if (rc != STEP_OK)
@@ -433,7 +462,7 @@ static inline int find(struct vcpu *v, struct block *prev, struct block **out, c
 			follow(prev, rip, b);
 	}
 	if (unlikely(!b || b->hva != p || b->key != v->code_key || b->cross || b->len > room ||
-	             !same_bytes(b->bytes, p, b->len)))
+	             !same_bytes(b->bytes, p, b->check)))
 		goto slow;
 	v->r[R_RIP] = rip;
 	*out = b;
@@ -651,8 +680,9 @@ static int run_blocks(struct vcpu *v)
 			if (i->acc) {
 				if (unlikely(v->mmu.n_writes | v->mmu.n_reads | it->left))
 					break;
-				if ((i->acc & INSN_ACC_WRITE) &&
-				    unlikely(!same_bytes(b->bytes + i->boff, hva + i->boff, b->first_len - i->boff)))
+				if ((i->acc & (INSN_ACC_WRITE | ACC_BRANCH)) &&
+				    unlikely(!same_bytes(b->bytes + i->boff, hva + i->boff,
+				                         (unsigned)(i->bend - i->boff))))
 					break;
 			}
 			if (++i == end) {

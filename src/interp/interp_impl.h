@@ -23,7 +23,8 @@ struct block {
 	} succ[2];
 	const u8 *hva; /* host address of the first byte */
 	u32 key;       /* vcpu->code_key it was decoded under */
-	u16 len;       /* bytes; a block is left when they differ from the guest's */
+	u16 len;       /* bytes */
+	u16 check;     /* bytes compared with the guest's at entry: up to the first conditional branch */
 	u16 n;         /* instructions */
 	u16 first_len; /* cross: bytes in the first page */
 	bool cross;

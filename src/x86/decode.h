@@ -82,6 +82,7 @@ struct insn {
 	u8 acc;               /* INSN_ACC_x: what the instruction may do to memory, implicit stack accesses included */
 	u8 vindex;            /* VSIB: number of the vector index register (index is R_ZERO then) */
 	u8 boff;              /* for interp/: bytes from its block's start to the end of this instruction */
+	u8 bend;              /* for interp/: the same to the end of the run of instructions that comes after it */
 	u8 cond;              /* a conditional near branch: falls through or jumps, touches nothing else */
 	struct operand op[5]; /* the explicit operands, in Intel order (destination first); a VEX is4 register counts */
 	u8 raw[15];
