@@ -19,6 +19,22 @@ int vmem_fail(struct vcpu *v, int rc)
 	}
 }
 
+int v_read_slow(struct vcpu *v, unsigned seg, u64 ea, void *dst, unsigned size)
+{
+	gva_t gva;
+	int rc = v_linear(v, seg, ea, size, MEM_READ, &gva);
+
+	return likely(rc == STEP_OK) ? lin_read(v, gva, dst, size) : rc;
+}
+
+int v_write_slow(struct vcpu *v, unsigned seg, u64 ea, const void *src, unsigned size)
+{
+	gva_t gva;
+	int rc = v_linear(v, seg, ea, size, MEM_WRITE, &gva);
+
+	return likely(rc == STEP_OK) ? lin_write(v, gva, src, size) : rc;
+}
+
 int v_open(struct vcpu *v, unsigned seg, u64 ea, unsigned size, unsigned access, bool locked, struct memref *ref)
 {
 	gva_t gva;

@@ -71,21 +71,48 @@ static inline int lin_write(struct vcpu *v, gva_t gva, const void *src, unsigned
 	return likely(rc == MEM_OK) ? STEP_OK : vmem_fail(v, rc);
 }
 
+/* v_read() and v_write() for what misses the TLB or needs a look at the segment. */
+int v_read_slow(struct vcpu *v, unsigned seg, u64 ea, void *dst, unsigned size);
+int v_write_slow(struct vcpu *v, unsigned seg, u64 ea, const void *src, unsigned size);
+
+/*
+ * The TLB first: where segmentation adds no check (64-bit mode, flat segments), an entry that matches proves the
+ * access. Its tag is canonical and below 4 GiB outside 64-bit mode, and covers the last byte too. NULL: the slow way.
+ */
+static inline u8 *v_fast(struct vcpu *v, unsigned seg, u64 ea, unsigned size, unsigned access)
+{
+	gva_t gva = ea;
+
+	if (likely(v->mode == MODE_64)) {
+		if (unlikely(seg >= SEG_FS && seg <= SEG_GS))
+			gva += v->seg[seg].base;
+	} else if (unlikely((v->seg[seg].flat & access) != access)) {
+		return NULL;
+	}
+	return tlb_lookup(&v->mmu.tlb[v->mmu.ctx][access & MEM_WRITE ? TLB_WRITE : TLB_READ], gva, size);
+}
+
 /* Call these with a constant size where speed matters: memcpy then becomes one move (and so is atomic when aligned). */
 static inline int v_read(struct vcpu *v, unsigned seg, u64 ea, void *dst, unsigned size)
 {
-	gva_t gva;
-	int rc = v_linear(v, seg, ea, size, MEM_READ, &gva);
+	const u8 *p = v_fast(v, seg, ea, size, MEM_READ);
 
-	return likely(rc == STEP_OK) ? lin_read(v, gva, dst, size) : rc;
+	if (likely(p)) {
+		memcpy(dst, p, size);
+		return STEP_OK;
+	}
+	return v_read_slow(v, seg, ea, dst, size);
 }
 
 static inline int v_write(struct vcpu *v, unsigned seg, u64 ea, const void *src, unsigned size)
 {
-	gva_t gva;
-	int rc = v_linear(v, seg, ea, size, MEM_WRITE, &gva);
+	u8 *p = v_fast(v, seg, ea, size, MEM_WRITE);
 
-	return likely(rc == STEP_OK) ? lin_write(v, gva, src, size) : rc;
+	if (likely(p)) {
+		memcpy(p, src, size);
+		return STEP_OK;
+	}
+	return v_write_slow(v, seg, ea, src, size);
 }
 
 /* mem_open() through a segment. `access` as there (MEM_READ | MEM_WRITE for read-modify-write). */

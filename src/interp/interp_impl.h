@@ -211,13 +211,17 @@ static inline int rmw_open_at(struct vcpu *v, const struct insn *i, u64 ea, unsi
 {
 	gva_t gva;
 	struct memref *ref;
-	int rc = v_linear(v, i->seg, ea, size, MEM_READ | MEM_WRITE, &gva);
+	int rc;
 
 	*slow = false;
+	*p = v_fast(v, i->seg, ea, size, MEM_READ | MEM_WRITE);
+	if (likely(*p))
+		return STEP_OK;
+	rc = v_linear(v, i->seg, ea, size, MEM_READ | MEM_WRITE, &gva);
 	if (unlikely(rc != STEP_OK))
 		return rc;
 	*p = tlb_lookup(&v->mmu.tlb[v->mmu.ctx][TLB_WRITE], gva, size);
-	if (likely(*p))
+	if (*p)
 		return STEP_OK;
 	ref = &v->interp->ref;
 	rc = mem_open(&v->mmu, gva, size, MEM_READ | MEM_WRITE, v->mmu.ctx, locked, ref);
