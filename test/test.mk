@@ -22,6 +22,12 @@ $(T)/insn: $(INSN_OBJ) $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=excp_soft_int -o $@ $^ $(ENGINE_LIBS)
 
+# The interpreter's loop: code that changes, fetches, MMIO, strings, shadows.
+ENGINE_TEST := $(T)/engine
+$(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+
 # The interpreter's speed on plain loops.
 $(T)/speed: $(BUILD)/test/insn/smoke.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
@@ -33,9 +39,9 @@ $(SYSTEM_CPU): test/system/t_cpu_smoke.c $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	$(CC) $(BASE_CFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
 
--include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d)
+-include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(SYSTEM_CPU)
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -45,6 +51,7 @@ NOTE := $(if $(SAN), (ASan+UBSan))
 QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'interface, linked$(NOTE)=$(T)/iface-linked' \
 	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
+	'engine: loop, MMIO, changing code$(NOTE)=$(ENGINE_TEST)' \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
 
