@@ -41,7 +41,8 @@ static struct machine {
 	uint64_t armed; /* deadline the timer is set to, 0: off */
 	enum verdict verdict;
 	const char *why;
-	bool panicked, printed, quiet;
+	bool panicked, quiet;
+	bool typed; /* stdin is a terminal */
 	uint64_t panic_seen;
 	/* console output not yet written, and the tail of its last line */
 	char out[4096], line[96];
@@ -102,7 +103,6 @@ static void watch_line(uint8_t c)
 
 static void console_put(uint8_t c)
 {
-	m.printed = true;
 	m.out[m.out_n++] = (char)c;
 	watch_line(c);
 	if (m.out_n == sizeof(m.out) || c == '\n')
@@ -377,7 +377,9 @@ static void poll_devices(void)
 
 	next = i8254_poll(&m.pit, &m.pic, now);
 	next = earlier(next, mc146818_poll(&m.rtc, &m.pic, now));
-	while (uart16550_room(&m.uart) && (c = input_get()) >= 0)
+	/* From a pipe everything comes at once: the guest gets it when it listens, instead of losing it as it starts.
+	 */
+	while (uart16550_room(&m.uart) && (m.typed || uart16550_listening(&m.uart)) && (c = input_get()) >= 0)
 		uart16550_receive(&m.uart, (uint8_t)c, &m.pic);
 	if (m.panicked) {
 		/* Some lines follow the panic's; then it is over. */
@@ -545,6 +547,7 @@ int machine_run(const struct boot_options *opt)
 	struct boot_entry entry;
 
 	m.quiet = opt->quiet;
+	m.typed = isatty(STDIN_FILENO);
 	if (machine_create(opt, &entry) < 0)
 		return STATUS_USAGE;
 	if (input_start() != 0) {

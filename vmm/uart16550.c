@@ -49,6 +49,11 @@ unsigned uart16550_room(const struct uart16550 *u)
 	return u->rx_count < size ? size - u->rx_count : 0;
 }
 
+bool uart16550_listening(const struct uart16550 *u)
+{
+	return (u->ier & IER_RX) && (u->mcr & MCR_OUT2);
+}
+
 void uart16550_receive(struct uart16550 *u, uint8_t c, struct i8259 *pic)
 {
 	if (u->rx_count == sizeof(u->rx))

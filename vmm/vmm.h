@@ -117,6 +117,8 @@ uint8_t uart16550_in(struct uart16550 *u, uint16_t port, struct i8259 *pic);
 void uart16550_out(struct uart16550 *u, uint16_t port, uint8_t val, struct i8259 *pic);
 /* Room for received characters, and one received character. */
 unsigned uart16550_room(const struct uart16550 *u);
+/* The guest wants to be told of received characters: somebody has opened the port. */
+bool uart16550_listening(const struct uart16550 *u);
 void uart16550_receive(struct uart16550 *u, uint8_t c, struct i8259 *pic);
 
 /* ---- acpi.c: tables, and the power-management registers
