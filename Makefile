@@ -8,6 +8,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 VERSION := 0.1.0
 SHELL := /bin/bash
+# V=1 shows the commands.
+V ?=
+Q := $(if $(V),,@)
 
 CFLAGS ?= -O2 -g
 WARN := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter -Wno-missing-field-initializers
@@ -34,6 +37,7 @@ VMM_LIBS := -llzma -lzstd -lz -llz4
 DEPS_BUILD := gcc libc6-dev libzydis-dev libzycore-dev liblzma-dev libzstd-dev zlib1g-dev liblz4-dev
 DEPS_BOOT := ca-certificates cpio
 DEPS_CHECK := clang clang-format
+DEPS_BENCH := qemu-system-x86 hyperfine gnuplot-nox gawk
 
 PRODUCTS := $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so
 
@@ -45,6 +49,7 @@ help:
 	@echo 'make check        runs all tests'
 	@echo 'make check-quick  runs the tests that take seconds'
 	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
+	@echo "make bench        runs the workloads natively, under QEMU's TCG and under devkvm, side by side"
 	@echo 'make install      installs under PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make format       lays the sources out with clang-format'
 	@echo 'make clean        removes the build folders'
@@ -57,25 +62,30 @@ $(BUILD)/.deps: tools/need Makefile
 
 $(BUILD)/libdevkvm.a: $(CORE_OBJ) $(FRONT_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	@echo "  AR   $@"
+	$(Q)ar rcs $@ $^
 
 $(BUILD)/libdevkvm.so.0: $(CORE_OBJ) $(FRONT_OBJ)
-	$(CC) -shared -Wl,-soname,libdevkvm.so.0 $(if $(SAN),,-Wl,-z,defs) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) -shared -Wl,-soname,libdevkvm.so.0 $(if $(SAN),,-Wl,-z,defs) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
 $(BUILD)/libdevkvm.so: $(BUILD)/libdevkvm.so.0
-	ln -sf $(<F) $@
+	$(Q)ln -sf $(<F) $@
 
 $(BUILD)/libdevkvm-preload.so: $(CORE_OBJ) $(FRONT_OBJ) $(PRELOAD_OBJ)
-	$(CC) -shared $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) -ldl
+	@echo "  LINK $@"
+	$(Q)$(CC) -shared $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) -ldl
 
 $(BUILD)/devkvm: $(CLI_OBJ) $(BUILD)/libdevkvm.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) $(VMM_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) $(VMM_LIBS)
 
 $(CLI_OBJ): BASE_CFLAGS += -Iinclude -Iinclude/2006
 
 $(BUILD)/%.o: %.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
-	$(CC) $(BASE_CFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	@echo "  CC   $<"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 -include $(ALL_OBJ:.o=.d)
 
@@ -84,6 +94,7 @@ boot: all
 	@tools/boot $(BUILD)
 
 include test/test.mk
+include bench/bench.mk
 
 format:
 	@tools/need clang-format

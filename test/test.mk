@@ -9,39 +9,81 @@ T := $(BUILD)/tests
 # Clients of the interface, the same source twice: through `devkvm run`, and linked.
 $(T)/iface $(T)/threads: $(T)/%: test/iface/%.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
-	$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) $(TEST_INC) -MMD -MP -o $@ $< -lpthread
+	@echo "  LINK $@"
+	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) $(TEST_INC) -MMD -MP -o $@ $< -lpthread
 
 $(T)/iface-linked $(T)/threads-linked: $(T)/%-linked: test/iface/%.c $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
-	$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
 
 # The instruction suite replaces the delivery of exceptions, see test/insn/guest.c.
 INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c machine.c)
 INSN_OBJ := $(INSN_SRC:%.c=$(BUILD)/%.o)
 $(T)/insn: $(INSN_OBJ) $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=excp_soft_int -o $@ $^ $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=excp_soft_int -o $@ $^ $(ENGINE_LIBS)
 
 # The interpreter's loop: code that changes, fetches, MMIO, strings, shadows.
 ENGINE_TEST := $(T)/engine
 $(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
 # The interpreter's speed on plain loops.
 $(T)/speed: $(BUILD)/test/insn/smoke.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
 # System snippets on a bare vCPU.
 SYSTEM_CPU := $(T)/system-cpu
 $(SYSTEM_CPU): test/system/t_cpu_smoke.c $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
-	$(CC) $(BASE_CFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
 
--include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d
+# The system suite: snippets in assembler, linked to one blob that runs in the guest (test/system/snip.inc). Two
+# programs: on our library through the interface of 2006, and through API 12 on the /dev/kvm of the system (oracle).
+SNIP := $(wildcard test/system/s_*.S)
+SNIP_OBJ := $(patsubst %.S,$(BUILD)/%.o,test/system/common.S $(SNIP))
+SYSTEM_OBJ := $(patsubst %.c,$(BUILD)/%.o,test/system/system.c test/system/setup.c)
+SYSTEM_DATA := test/system/expected.txt test/system/manual.txt
+KVM_ORACLE ?= ../shared/oracle/kvm-oracle
+$(BUILD)/test/system/%.o: test/system/%.S test/system/snip.h test/system/snip.inc | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	gcc -c -o $@ $<
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU)
+$(BUILD)/test/system/snippets.bin: test/system/snippets.ld $(SNIP_OBJ)
+	ld -m elf_x86_64 --oformat binary -T $< -o $@ $(SNIP_OBJ)
+
+$(BUILD)/test/system/blob.o: test/system/blob.S $(BUILD)/test/system/snippets.bin
+	gcc -c -DBLOB_FILE='"$(BUILD)/test/system/snippets.bin"' -o $@ $<
+
+$(BUILD)/test/system/drive_2006.o: BASE_CFLAGS += $(TEST_INC)
+
+$(T)/system: $(SYSTEM_OBJ) $(BUILD)/test/system/drive_2006.o $(BUILD)/test/system/blob.o $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
+
+$(T)/system-oracle: $(SYSTEM_OBJ) $(BUILD)/test/system/drive_12.o $(BUILD)/test/system/blob.o
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^
+
+# The snippets on real Linux KVM again; ORACLE_ARGS=--print prints new data.
+check-oracle: $(T)/system-oracle
+	@tools/need qemu-system-x86 busybox-static cpio kmod
+	@test -x $(KVM_ORACLE) || { echo "check-oracle: no $(KVM_ORACLE); set KVM_ORACLE"; exit 1; }
+	$(KVM_ORACLE) $(foreach f,$(SYSTEM_DATA),-f $(f)) $< --data . $(ORACLE_ARGS)
+
+-include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
+	$(wildcard $(BUILD)/test/system/*.d)
+
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -72,4 +114,4 @@ check: test-programs
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-quick test-programs print-quick
+.PHONY: check check-quick check-oracle test-programs print-quick
