@@ -97,7 +97,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
 
-BOOT_SUITES := 'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)'
+BOOT_SUITES := 'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
 
 check-quick: test-programs
 	@test/run $(QUICK_SUITES)
