@@ -97,7 +97,8 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
 
-BOOT_SUITES := 'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
+BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
+	'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
 
 check-quick: test-programs
 	@test/run $(QUICK_SUITES)
@@ -107,6 +108,7 @@ check: test-programs
 	@tools/need $(DEPS_CHECK) $(DEPS_BOOT)
 	$(MAKE) --no-print-directory CC=clang BUILD=build-clang all
 	$(MAKE) --no-print-directory SAN=1 test-programs
+	@mkdir -p $(BUILD)/guest && ln -sfn ../$(BUILD)/guest build-san/guest
 	@$(MAKE) --no-print-directory -s SAN=1 print-quick >$(BUILD)/quick-san
 	@mapfile -t san <$(BUILD)/quick-san; \
 	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(BOOT_SUITES)
