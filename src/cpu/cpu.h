@@ -149,6 +149,7 @@ struct guest_debug {
 };
 
 struct interp; /* interp/interp.h: the vCPU's decoded-code cache */
+struct jit;    /* jit/jit.h: the vCPU's translated code */
 
 struct vcpu {
 	/* ---- hot ---- */
@@ -165,6 +166,18 @@ struct vcpu {
 	                  debug */
 	u8 shadow;     /* SHADOW_x covering the next instruction */
 	u32 code_key;  /* what decoding depends on besides the bytes: dmode, ... */
+
+	/* Words that translated code reads and writes; jit/ alone gives them meaning. */
+	struct {
+		u64 sp, sp_low; /* host stack while translated code runs: its base, and where return prediction stops */
+		u64 key;        /* mixed into jump cache tags */
+		u64 tmp;
+		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX */
+		u32 arg;   /* why the code was left */
+		u32 from;  /* the last RET that ran */
+		u32 mxcsr_on;
+		u32 mxcsr_host;
+	} jt;
 
 	struct seg seg[SEG_COUNT];
 	struct dtable gdt, idt;
@@ -198,6 +211,7 @@ struct vcpu {
 	struct guest_debug gdbg;
 	struct vcpu_exit exit;
 	struct interp *interp;
+	struct jit *jit; /* NULL: the interpreter runs this vCPU */
 	u64 n_insns; /* instructions retired, roughly: for statistics */
 
 	struct mmu mmu;

@@ -26,7 +26,7 @@
 #define ACC_BRANCH 4
 
 /* What a part of the loop wants next. */
-enum { GO_ON, LEAVE, RUN, RUN_ONE };
+enum { GO_ON = INTERP_GO_ON, LEAVE = INTERP_LEAVE, RUN, RUN_ONE };
 
 int interp_create(struct vcpu *v)
 {
@@ -64,6 +64,7 @@ void interp_flush(struct vcpu *v)
 /* Memory slots changed: translations and host addresses may be void. */
 static void check_version(struct vcpu *v)
 {
+	v->interp->epoch++;
 	if (v->mmu.vm->version == v->interp->vm_version)
 		return;
 	tlb_flush(&v->mmu);
@@ -552,6 +553,7 @@ static int handle_events(struct vcpu *v, u32 ev)
 		clear_event(v, EV_SHADOW);
 	if ((ev & EV_NMI) && !v->nmi_masked) {
 		clear_event(v, EV_NMI);
+		v->interp->epoch++;
 		return delivered(v, excp_nmi(v));
 	}
 	if ((ev & EV_IRQ) && open) {
@@ -559,6 +561,7 @@ static int handle_events(struct vcpu *v, u32 ev)
 
 		/* Cleared first: whoever queues an interrupt from now on sets it again. */
 		clear_event(v, EV_IRQ);
+		v->interp->epoch++;
 		vec = v->ops->irq_take(v);
 		if (vec >= 0) {
 			if (v->ops->irq_pending(v))
@@ -656,8 +659,8 @@ static int step_one(struct vcpu *v)
 	return after(v, i, rc);
 }
 
-/* Blocks until there is something to look at. */
-static int run_blocks(struct vcpu *v)
+/* Blocks until there is something to look at, or `once`. */
+static inline int run_some(struct vcpu *v, bool once)
 {
 	struct interp *it = v->interp;
 	struct block *prev = NULL;
@@ -696,12 +699,53 @@ static int run_blocks(struct vcpu *v)
 			rc = after(v, i, rc);
 			return rc;
 		}
-		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping))
+		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping) || once)
 			return GO_ON;
 	}
 }
 
+static int run_blocks(struct vcpu *v)
+{
+	return run_some(v, false);
+}
+
+int interp_one_block(struct vcpu *v)
+{
+	return run_some(v, true);
+}
+
+int interp_deliver(struct vcpu *v)
+{
+	return deliver(v);
+}
+
+int interp_after(struct vcpu *v, const struct insn *i, int rc)
+{
+	v->interp->left = false;
+	return after(v, i, rc);
+}
+
+int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p)
+{
+	return fetch(v, lin, p);
+}
+
+void interp_bind(struct insn *i)
+{
+	bind(i);
+}
+
+u64 interp_epoch(const struct vcpu *v)
+{
+	return v->interp->epoch;
+}
+
 void interp_run(struct vcpu *v)
+{
+	interp_run_with(v, run_blocks);
+}
+
+void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 {
 	int next = GO_ON;
 
@@ -724,6 +768,6 @@ void interp_run(struct vcpu *v)
 		} else {
 			next = RUN;
 		}
-		next = next == RUN_ONE || v->stepping || v->mmu.n_reads ? step_one(v) : run_blocks(v);
+		next = next == RUN_ONE || v->stepping || v->mmu.n_reads ? step_one(v) : run(v);
 	}
 }

@@ -46,6 +46,7 @@ struct interp {
 	u8 *arena;
 	struct block *hash[1u << HASH_BITS];
 	u64 n_flushes, n_builds;
+	u64 epoch; /* interp_epoch() */
 };
 
 /* ---- operands --------------------------------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include "kvm.h"
 
 #include "../interp/interp.h"
+#include "../jit/jit.h"
 
 static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
 
@@ -27,7 +28,10 @@ void vcpu_run(struct kvm_vcpu *kv)
 
 	vm_enter(v->vm);
 	in_engine = v;
-	interp_run(v);
+	if (v->jit)
+		jit_run(v);
+	else
+		interp_run(v);
 	in_engine = NULL;
 	/* A signal that came after the exit was decided: its handler runs now, and the exit stands. */
 	atomic_fetch_and(&v->events, ~(u32)EV_SIGNAL);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../interp/interp.h"
+#include "../jit/jit.h"
 
 static void bus_lock(struct mmu *m)
 {
@@ -24,7 +25,7 @@ static void bus_unlock(struct mmu *m)
 }
 
 static const struct mmu_ops mmu_ops = {
-        .code_written = interp_code_written,
+        .code_written = jit_code_written,
         .bus_lock = bus_lock,
         .bus_unlock = bus_unlock,
 };
@@ -51,6 +52,7 @@ int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vc
 		free(kv);
 		return rc;
 	}
+	jit_create(&kv->cpu);
 	cpu_reset(&kv->cpu);
 	*out = kv;
 	return 0;
@@ -58,6 +60,7 @@ int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vc
 
 void vcpu_destroy(struct kvm_vcpu *kv)
 {
+	jit_destroy(&kv->cpu);
 	interp_destroy(&kv->cpu);
 	pthread_mutex_destroy(&kv->lock);
 	free(kv);

@@ -17,6 +17,7 @@
 
 #include "../base/sys.h"
 #include "../interp/interp.h"
+#include "../jit/jit.h"
 
 int vm_create(int memfd, struct vm **out)
 {
@@ -112,6 +113,7 @@ void vm_flush_all(struct vm *vm)
 		if (vm->vcpu[n]) {
 			tlb_flush(&vm->vcpu[n]->cpu.mmu);
 			interp_flush(&vm->vcpu[n]->cpu);
+			jit_flush(&vm->vcpu[n]->cpu);
 		}
 }
 

@@ -132,6 +132,7 @@ struct mmu {
 	bool watching; /* any watch[] in use */
 
 	u64 tlb_misses;
+	u64 flushes; /* counts tlb_flush() and tlb_flush_page(): who keeps translations elsewhere compares */
 	u16 filled_n[TLB_CTXS][TLB_KINDS];
 	u16 filled[TLB_CTXS][TLB_KINDS][TLB_SIZE];
 	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];

@@ -34,6 +34,7 @@ void tlb_flush(struct mmu *m)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
 			flush_array(m, c, k);
 	m->large_pages_seen = false;
+	m->flushes++;
 }
 
 void tlb_flush_writes(struct mmu *m)
@@ -50,6 +51,7 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 		tlb_flush(m);
 		return;
 	}
+	m->flushes++;
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++) {
 			struct tlb_entry *e = &m->tlb[c][k].e[(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../../src/x86/pte.h"
+#include "../../src/jit/jit.h"
 #include "insn_test.h"
 #include "machine.h"
 
@@ -78,7 +79,10 @@ void guest_run(const struct tcase *c, struct outcome *out)
 	result = out;
 	ended = false;
 	out->odd = NULL;
-	interp_run(v);
+	if (v->jit)
+		jit_run(v);
+	else
+		interp_run(v);
 	if (!ended)
 		out->odd = v->exit.reason == EXIT_INTERNAL ? v->exit.internal.why : "an exit instead of the end";
 	memcpy(out->s.r, v->r, sizeof(out->s.r));

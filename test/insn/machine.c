@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "../../src/x86/pte.h"
+#include "../../src/jit/jit.h"
 #include "machine.h"
 
 #define TABLES_GPA 0x100000000000ull /* far from every user address of the host's low half that tests use */
@@ -55,7 +56,7 @@ static const struct vcpu_ops ops = {
         .kicked = not_kicked,
 };
 
-static const struct mmu_ops mmu_ops = {.code_written = interp_code_written};
+static const struct mmu_ops mmu_ops = {.code_written = jit_code_written};
 
 static void die(const char *what)
 {
@@ -104,6 +105,7 @@ void machine_init(struct machine *m, unsigned cpl)
 	v->is_bsp = true;
 	if (interp_create(v))
 		die("interp_create");
+	jit_create(v);
 	cpu_reset(v);
 	set_seg(v, SEG_CS, 0x33, SEGT_CODE | SEGT_R | SEGT_A, cpl);
 	v->seg[SEG_CS].l = true;
@@ -120,6 +122,7 @@ void machine_init(struct machine *m, unsigned cpl)
 
 void machine_free(struct machine *m)
 {
+	jit_destroy(m->v);
 	interp_destroy(m->v);
 	for (unsigned n = 0; n < m->nwin; n++) {
 		memslot_remove(&m->mem, &m->win_slot[n]);

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "../../src/x86/pte.h"
+#include "../../src/jit/jit.h"
 #include "machine.h"
 
 static double now(void)
@@ -50,7 +51,10 @@ static void run(struct machine *m, const char *name, const u8 *begin, const u8 *
 	v->r[R_RSP] = (u64)(uintptr_t)data + 0x3000;
 	n = v->n_insns;
 	t = now();
-	interp_run(v);
+	if (v->jit)
+		jit_run(v);
+	else
+		interp_run(v);
 	t = now() - t;
 	n = v->n_insns - n;
 	printf("%-8s %5.0f million instructions/s (%llu in %.2f s, %.2f ns each)%s\n", name, (double)n / t * 1e-6,

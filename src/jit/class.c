@@ -1,0 +1,448 @@
+/*
+ * class.c: how each instruction is translated, which flags it reads and writes, which operands.
+ *
+ * Everything that is not named here goes to the interpreter's handler (K_HANDLER), which is always right.
+ */
+#include "jit_impl.h"
+
+u8 cc_flags(unsigned cc)
+{
+	static const u8 f[8] = {F_OF, F_CF, F_ZF, F_CF | F_ZF, F_SF, F_PF, F_SF | F_OF, F_SF | F_OF | F_ZF};
+
+	return f[(cc >> 1) & 7];
+}
+
+static bool has_high_byte(const struct insn *i)
+{
+	for (unsigned n = 0; n < i->nops; n++)
+		if (i->op[n].kind == OPK_GPR && i->op[n].size == 1 && (i->op[n].off & 7))
+			return true;
+	return false;
+}
+
+static void rmw(struct nat *n, u8 fr, u8 fw)
+{
+	n->cls = K_MODRM;
+	n->fr = fr;
+	n->fw = fw;
+	n->fmod = true;
+}
+
+/* ADD OR ADC SBB AND SUB XOR CMP TEST in all their encodings. */
+static void alu(const struct insn *i, struct nat *n, u8 fr, bool store)
+{
+	u8 o = i->opcode;
+
+	rmw(n, fr, F_ALL);
+	n->size = n->rm_size = i->op[0].size;
+	if (o == 0xa8 || o == 0xa9 || (o < 0x40 && (o & 7) >= 4)) {
+		n->cls = K_ACC;
+		return;
+	}
+	if (o >= 0x80 && o <= 0x83) {
+		n->digit = n->rm_r = true;
+		n->rm_w = store;
+	} else if (o == 0xf6 || o == 0xf7) {
+		n->digit = n->rm_r = true;
+	} else {
+		n->reg_r = n->rm_r = true;
+		if (store) {
+			if (o & 2)
+				n->reg_w = true;
+			else
+				n->rm_w = true;
+		}
+	}
+}
+
+static void mov(const struct insn *i, struct nat *n)
+{
+	u8 o = i->opcode;
+
+	if (i->map != 0)
+		return;
+	n->size = n->rm_size = i->op[0].size;
+	if (o == 0x88 || o == 0x89) {
+		n->cls = K_MODRM;
+		n->reg_r = n->rm_w = true;
+	} else if (o == 0x8a || o == 0x8b) {
+		n->cls = K_MODRM;
+		n->rm_r = n->reg_w = true;
+	} else if (o == 0xc6 || o == 0xc7) {
+		n->cls = K_MODRM;
+		n->digit = n->rm_w = true;
+	} else if (o >= 0xb0 && o <= 0xbf) {
+		n->cls = K_MOVI;
+	} else if (o >= 0xa0 && o <= 0xa3) {
+		n->cls = K_MOFFS;
+		n->rm_r = o < 0xa2;
+		n->rm_w = o >= 0xa2;
+	}
+}
+
+static void shift(const struct insn *i, struct nat *n, bool rotate, bool carry)
+{
+	u8 o = i->opcode, by_cl = o == 0xd2 || o == 0xd3;
+	unsigned count;
+
+	n->cls = K_MODRM;
+	n->digit = n->rm_r = n->rm_w = true;
+	n->size = n->rm_size = i->op[0].size;
+	n->fmod = true;
+	n->fr = carry ? F_CF : 0;
+	if (by_cl)
+		return; /* a count of zero keeps the flags: fw stays empty */
+	count = o == 0xd0 || o == 0xd1 ? 1 : (unsigned)i->imm & (n->size == 8 ? 63 : 31);
+	if (!count)
+		n->fw = 0;
+	else
+		n->fw = rotate ? F_CF | F_OF : F_ALL;
+}
+
+/* Destination ModRM.reg, source ModRM.rm. */
+static void reg_rm(struct nat *n, unsigned size, unsigned rm_size, bool reads_reg)
+{
+	n->cls = K_MODRM;
+	n->rm_r = n->reg_w = true;
+	n->reg_r = reads_reg || size < 4;
+	n->size = (u8)size;
+	n->rm_size = (u8)rm_size;
+}
+
+static void bit_test(const struct insn *i, struct nat *n, bool store)
+{
+	if (i->op[0].kind == OPK_MEM && i->op[1].kind != OPK_IMM)
+		return; /* the offset moves the address */
+	rmw(n, 0, F_CF);
+	n->size = n->rm_size = i->op[0].size;
+	n->rm_r = true;
+	n->rm_w = store;
+	if (i->op[1].kind == OPK_IMM)
+		n->digit = true;
+	else
+		n->reg_r = true;
+}
+
+static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
+{
+	/* 16-bit pushes and those of segment registers are rare. */
+	if (i->osize != (key & KEY_64 ? 8 : 4))
+		return;
+	if (i->op[0].kind != OPK_GPR && i->op[0].kind != OPK_MEM && i->op[0].kind != OPK_IMM)
+		return;
+	if (i->op[0].kind == OPK_MEM && cls == K_POP)
+		return;
+	n->cls = (u8)cls;
+	n->rm_size = i->osize;
+	n->size = i->osize;
+	n->rm_r = i->op[0].kind == OPK_MEM;
+}
+
+static void classify_int(const struct insn *i, u32 key, struct nat *n)
+{
+	bool branch_size = i->osize == (key & KEY_64 ? 8 : 4);
+
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_MOV:
+		mov(i, n);
+		return;
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_SUB:
+	case ZYDIS_MNEMONIC_XOR:
+		alu(i, n, 0, true);
+		return;
+	case ZYDIS_MNEMONIC_ADC:
+	case ZYDIS_MNEMONIC_SBB:
+		alu(i, n, F_CF, true);
+		return;
+	case ZYDIS_MNEMONIC_CMP:
+	case ZYDIS_MNEMONIC_TEST:
+		alu(i, n, 0, false);
+		return;
+	case ZYDIS_MNEMONIC_INC:
+	case ZYDIS_MNEMONIC_DEC:
+		rmw(n, 0, F_ALL & ~F_CF);
+		n->size = n->rm_size = i->op[0].size;
+		if (i->opcode >= 0x40 && i->opcode <= 0x4f) {
+			n->cls = K_INCDEC;
+			return;
+		}
+		n->digit = n->rm_r = n->rm_w = true;
+		return;
+	case ZYDIS_MNEMONIC_NEG:
+		rmw(n, 0, F_ALL);
+		n->size = n->rm_size = i->op[0].size;
+		n->digit = n->rm_r = n->rm_w = true;
+		return;
+	case ZYDIS_MNEMONIC_NOT:
+		n->cls = K_MODRM;
+		n->size = n->rm_size = i->op[0].size;
+		n->digit = n->rm_r = n->rm_w = true;
+		return;
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR:
+		shift(i, n, false, false);
+		return;
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+		shift(i, n, true, false);
+		return;
+	case ZYDIS_MNEMONIC_RCL:
+	case ZYDIS_MNEMONIC_RCR:
+		shift(i, n, true, true);
+		return;
+	case ZYDIS_MNEMONIC_SHLD:
+	case ZYDIS_MNEMONIC_SHRD:
+		if (i->op[0].size == 2)
+			return;
+		n->cls = K_MODRM;
+		n->fmod = true;
+		n->reg_r = n->rm_r = n->rm_w = true;
+		n->size = n->rm_size = i->op[0].size;
+		if ((i->opcode == 0xa4 || i->opcode == 0xac) && ((unsigned)i->imm & (n->size == 8 ? 63 : 31)))
+			n->fw = F_ALL;
+		return;
+	case ZYDIS_MNEMONIC_MUL:
+		rmw(n, 0, F_CF | F_OF); /* AMD leaves the undefined ones alone */
+		n->size = n->rm_size = i->op[0].size;
+		n->digit = n->rm_r = true;
+		return;
+	case ZYDIS_MNEMONIC_IMUL:
+		rmw(n, 0, F_CF | F_OF);
+		n->size = n->rm_size = i->op[0].size;
+		if (i->map == 0 && (i->opcode == 0xf6 || i->opcode == 0xf7)) {
+			n->digit = n->rm_r = true;
+			return;
+		}
+		n->rm_r = n->reg_w = true;
+		n->reg_r = i->map == 1 || n->size < 4;
+		return;
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD:
+		if (i->mnemonic == ZYDIS_MNEMONIC_MOVSXD && i->op[0].size != 8)
+			return;
+		reg_rm(n, i->op[0].size, i->op[1].size, false);
+		return;
+	case ZYDIS_MNEMONIC_BSF:
+	case ZYDIS_MNEMONIC_BSR:
+		reg_rm(n, i->op[0].size, i->op[1].size, true);
+		n->fmod = true;
+		return;
+	case ZYDIS_MNEMONIC_TZCNT:
+	case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_POPCNT:
+		if (i->op[0].size == 2)
+			return;
+		reg_rm(n, i->op[0].size, i->op[1].size, false);
+		n->fmod = true;
+		n->fw = i->mnemonic == ZYDIS_MNEMONIC_POPCNT ? F_ALL : 0;
+		return;
+	case ZYDIS_MNEMONIC_BT:
+		bit_test(i, n, false);
+		return;
+	case ZYDIS_MNEMONIC_BTS:
+	case ZYDIS_MNEMONIC_BTR:
+	case ZYDIS_MNEMONIC_BTC:
+		bit_test(i, n, true);
+		return;
+	case ZYDIS_MNEMONIC_XCHG:
+		if (i->map == 0 && i->opcode >= 0x90 && i->opcode <= 0x97) {
+			n->cls = K_XCHGA;
+			n->size = i->op[0].size;
+			return;
+		}
+		n->cls = K_MODRM;
+		n->reg_r = n->reg_w = n->rm_r = n->rm_w = true;
+		n->size = n->rm_size = i->op[0].size;
+		return;
+	case ZYDIS_MNEMONIC_XADD:
+		rmw(n, 0, F_ALL);
+		n->reg_r = n->reg_w = n->rm_r = n->rm_w = true;
+		n->size = n->rm_size = i->op[0].size;
+		return;
+	case ZYDIS_MNEMONIC_CMPXCHG:
+		rmw(n, 0, F_ALL);
+		n->reg_r = n->rm_r = n->rm_w = true;
+		n->size = n->rm_size = i->op[0].size;
+		return;
+	case ZYDIS_MNEMONIC_CMPXCHG8B:
+		rmw(n, 0, F_ZF);
+		n->digit = n->rm_r = n->rm_w = true;
+		n->size = 4;
+		n->rm_size = 8;
+		return;
+	case ZYDIS_MNEMONIC_LEA:
+		if (i->asize == 2)
+			return;
+		n->cls = K_LEA;
+		n->size = i->op[0].size;
+		return;
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_ENDBR32:
+		n->cls = K_NOP;
+		return;
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+		n->cls = K_NOP;
+		return;
+	case ZYDIS_MNEMONIC_PAUSE:
+	case ZYDIS_MNEMONIC_LFENCE:
+	case ZYDIS_MNEMONIC_MFENCE:
+	case ZYDIS_MNEMONIC_SFENCE:
+		n->cls = K_RAW;
+		return;
+	case ZYDIS_MNEMONIC_CBW:
+	case ZYDIS_MNEMONIC_CWDE:
+	case ZYDIS_MNEMONIC_CDQE:
+	case ZYDIS_MNEMONIC_CWD:
+	case ZYDIS_MNEMONIC_CDQ:
+	case ZYDIS_MNEMONIC_CQO:
+		n->cls = K_RAW;
+		return;
+	case ZYDIS_MNEMONIC_BSWAP:
+		if (i->op[0].size == 2)
+			return;
+		n->cls = K_BSWAP;
+		n->size = i->op[0].size;
+		return;
+	case ZYDIS_MNEMONIC_PUSH:
+		stack_op(i, key, n, K_PUSH);
+		return;
+	case ZYDIS_MNEMONIC_POP:
+		stack_op(i, key, n, K_POP);
+		return;
+	case ZYDIS_MNEMONIC_LEAVE:
+		if (branch_size)
+			n->cls = K_LEAVE;
+		return;
+	case ZYDIS_MNEMONIC_CLD:
+	case ZYDIS_MNEMONIC_STD:
+		n->cls = K_DF;
+		return;
+	case ZYDIS_MNEMONIC_CLI:
+		if (key & KEY_CPL0)
+			n->cls = K_CLI;
+		return;
+	case ZYDIS_MNEMONIC_STI:
+		if (key & KEY_CPL0)
+			n->cls = K_STI;
+		return;
+	case ZYDIS_MNEMONIC_CMC:
+		rmw(n, F_CF, F_CF);
+		n->cls = K_RAW;
+		return;
+	case ZYDIS_MNEMONIC_CLC:
+	case ZYDIS_MNEMONIC_STC:
+		rmw(n, 0, F_CF);
+		n->cls = K_RAW;
+		return;
+	case ZYDIS_MNEMONIC_JMP:
+		if (!branch_size)
+			return;
+		if (i->op[0].kind == OPK_REL)
+			n->cls = K_JMP;
+		else if (i->op[0].kind == OPK_GPR || (i->op[0].kind == OPK_MEM && (i->modrm >> 3 & 7) == 4))
+			n->cls = K_JMPI;
+		n->rm_r = true;
+		n->size = n->rm_size = i->osize;
+		return;
+	case ZYDIS_MNEMONIC_CALL:
+		if (!branch_size)
+			return;
+		if (i->op[0].kind == OPK_REL)
+			n->cls = K_CALL;
+		else if (i->op[0].kind == OPK_GPR || (i->op[0].kind == OPK_MEM && (i->modrm >> 3 & 7) == 2))
+			n->cls = K_CALLI;
+		n->rm_r = true;
+		n->size = n->rm_size = i->osize;
+		return;
+	case ZYDIS_MNEMONIC_RET:
+		if (branch_size && (i->opcode == 0xc3 || i->opcode == 0xc2))
+			n->cls = K_RET;
+		return;
+	default:
+		break;
+	}
+	if (i->map == 1 && (i->opcode & 0xf0) == 0x80 && i->op[0].kind == OPK_REL) {
+		if (branch_size) {
+			n->cls = K_JCC;
+			n->fr = cc_flags(i->opcode & 15);
+		}
+	} else if (i->map == 0 && (i->opcode & 0xf0) == 0x70 && i->op[0].kind == OPK_REL) {
+		if (branch_size) {
+			n->cls = K_JCC;
+			n->fr = cc_flags(i->opcode & 15);
+		}
+	} else if (i->map == 1 && (i->opcode & 0xf0) == 0x90) {
+		n->cls = K_MODRM;
+		n->digit = n->rm_w = true;
+		n->fr = cc_flags(i->opcode & 15);
+		n->size = n->rm_size = 1;
+	} else if (i->map == 1 && (i->opcode & 0xf0) == 0x40 && i->op[0].kind == OPK_GPR) {
+		reg_rm(n, i->op[0].size, i->op[1].size, true);
+		n->fr = cc_flags(i->opcode & 15);
+	}
+}
+
+static bool ends(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_IRET:
+	case ZYDIS_MNEMONIC_IRETD:
+	case ZYDIS_MNEMONIC_IRETQ:
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSRET:
+	case ZYDIS_MNEMONIC_SYSENTER:
+	case ZYDIS_MNEMONIC_SYSEXIT:
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_UD0:
+	case ZYDIS_MNEMONIC_UD1:
+	case ZYDIS_MNEMONIC_UD2:
+	case ZYDIS_MNEMONIC_RET:
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_CALL:
+		return true;
+	default:
+		return false;
+	}
+}
+
+void classify(const struct insn *i, u32 key, struct nat *n)
+{
+	memset(n, 0, sizeof(*n));
+	n->reg_kind = n->rm_kind = OPK_GPR;
+	if (!(i->flags & INSN_VEX) && !(i->flags & (INSN_REP | INSN_REPNE)) && cpuid_has_isa(i->isa))
+		classify_int(i, key, n);
+	if (n->cls != K_HANDLER && has_high_byte(i)) {
+		/* No REX may come near AH..BH: only plain register forms, which then need no renaming. */
+		bool plain = n->cls == K_MODRM && !(i->flags & INSN_MEM) && i->raw_prefixes == 0;
+
+		for (unsigned k = 0; k < i->nops; k++)
+			plain = plain && (i->op[k].kind != OPK_GPR || (i->op[k].reg < 8 && i->op[k].reg != R_RSP));
+		n->cls = plain ? K_RAW : n->cls == K_MOVI ? K_RAW : K_HANDLER;
+	}
+	if (n->cls != K_HANDLER && (i->flags & INSN_MEM)) {
+		if (i->asize == 2)
+			n->cls = n->cls == K_NOP ? K_NOP : K_HANDLER;
+		/* Outside 64-bit mode only ES, CS, SS, DS are known to be flat; CS cannot be written. */
+		if (!(key & KEY_64) && n->cls != K_LEA && n->cls != K_NOP &&
+		    (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS))
+			n->cls = K_HANDLER;
+	}
+	if (n->cls == K_HANDLER) {
+		memset(n, 0, sizeof(*n));
+		n->fr = F_ALL;
+	}
+	n->ends = ends(i) || n->cls == K_JMP || n->cls == K_JMPI;
+}

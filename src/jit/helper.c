@@ -1,0 +1,392 @@
+/*
+ * helper.c: what translated code calls and where it returns to: the dispatcher, the stubs, the handler call.
+ */
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "../base/bug.h"
+#include "../interp/interp_impl.h"
+#include "trans.h"
+
+/* ---- key -------------------------------------------------------------------------------------------------------- */
+
+/* What a block depends on besides RIP and its bytes. KEY_NONE: code that the interpreter runs. */
+u32 jit_key(const struct vcpu *v)
+{
+	u32 key = (u32)v->mmu.ctx << KEY_CTX_SHIFT;
+
+	if (v->mode != MODE_64) {
+		const struct seg *s = v->seg;
+		u8 flat = s[SEG_DS].flat & s[SEG_ES].flat & s[SEG_SS].flat;
+
+		if (v->mode < MODE_PROT || v->dmode != DECODE_32 || !v->stack_is_32 || s[SEG_CS].base ||
+		    s[SEG_CS].limit != 0xffffffffu || flat != (MEM_READ | MEM_WRITE))
+			return KEY_NONE;
+	} else {
+		key |= KEY_64;
+	}
+	if (v->cpl == 0)
+		key |= KEY_CPL0;
+	if (v->cpl == 3)
+		key |= KEY_USER;
+	if (!(v->cr0 & (CR0_EM | CR0_TS)) && (v->cr4 & CR4_OSFXSR)) {
+		key |= KEY_SSE;
+		if ((v->cr4 & CR4_OSXSAVE) && (v->fpu.xcr0 & (XCR0_SSE | XCR0_AVX)) == (XCR0_SSE | XCR0_AVX))
+			key |= KEY_AVX;
+	}
+	return key;
+}
+
+/* ---- called by translated code ---------------------------------------------------------------------------------- */
+
+/* Runs an instruction's handler on the state in memory. 0: go on behind it; else leave (j->rc, j->insn). */
+u32 jit_call(struct vcpu *v, u32 idx)
+{
+	struct jit *j = v->jit;
+	struct call *call = &j->calls[idx];
+	int rc;
+
+	if (v->jt.mxcsr_on)
+		jit_mx_off(v);
+	j->n.helper++;
+	if (unlikely(j->helper_by_mnemonic))
+		j->helper_by_mnemonic[call->insn.mnemonic]++;
+	v->rflags = fl_merge(v->rflags, v->jt.flags);
+	v->r[R_RIP] = call->rip;
+	rc = call->insn.fn(v, &call->insn);
+	if (likely(rc == STEP_OK)) {
+		v->jt.flags = fl_pack(v->rflags);
+		v->r[R_RIP] += call->insn.len;
+		if (likely(!(v->mmu.n_writes | v->mmu.n_reads | j->left))) {
+			if (!call->sys)
+				return 0;
+			if (!atomic_load_explicit(&v->events, memory_order_relaxed) && !v->stepping &&
+			    v->mmu.flushes == j->flushes && jit_key(v) == call->tb->key)
+				return 0;
+		}
+	}
+	j->rc = rc;
+	j->insn = &call->insn;
+	return 1;
+}
+
+/* ---- stubs ------------------------------------------------------------------------------------------------------ */
+
+static const struct {
+	u8 guest, host;
+} homes[] = {{R_RAX, H_RAX}, {R_RCX, H_RCX}, {R_RDX, H_RDX}, {R_RBX, H_RBX}, {R_RSP, H_R14}, {R_RBP, H_RBP},
+             {R_RSI, H_RSI}, {R_RDI, H_RDI}, {R_R9, H_R9},   {R_R12, H_R12}, {R_R13, H_R13}};
+
+static void spill_all(struct emit *e)
+{
+	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
+		emit_store(e, H_R15, homes[n].guest * 8, homes[n].host);
+}
+
+static void reload_all(struct emit *e)
+{
+	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
+		emit_load(e, homes[n].host, H_R15, homes[n].guest * 8);
+}
+
+static void emit_return(struct emit *e)
+{
+	static const u8 pops[] = {0x48, 0x83, 0xc4, 0x08, 0x41, 0x5f, 0x41, 0x5e,
+	                          0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3};
+
+	emit_load(e, H_RSP, H_R15, VOFF(jt.sp));
+	memcpy(e->p, pops, sizeof(pops));
+	e->p += sizeof(pops);
+}
+
+void jit_emit_stubs(struct jit *j)
+{
+	static const u8 pushes[] = {0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, 0x48, 0x83, 0xec, 0x08};
+	struct emit *e = &j->e;
+	u8 *at;
+
+	/* leave_lookup: R8 = RIP to go on at. */
+	j->leave_lookup = emit_rx(e);
+	emit_store(e, H_R15, R_RIP * 8, H_R8);
+	spill_all(e);
+	emit_const(e, H_RAX, LEFT_LOOKUP);
+	emit_return(e);
+	/* leave_link: R8 = site. */
+	j->leave_link = emit_rx(e);
+	encode(e, 0, 0, 0x89, H_R8, rm_mem(H_R15, VOFF(jt.arg)));
+	spill_all(e);
+	emit_const(e, H_RAX, LEFT_LINK);
+	emit_return(e);
+	/* jump: R8 = target. */
+	j->jump = emit_rx(e);
+	emit_jump_stub(j, e);
+	/* ret_miss: a RET to R8 that the host stack did not foresee; R11 = index of the RET. */
+	j->ret_miss = emit_rx(e);
+	encode(e, 0, 0, 0x89, H_R11, rm_mem(H_R15, VOFF(jt.from)));
+	emit_ret_base(j, e);
+	emit_jmp(e, 0xe9, j->jump);
+	/* call_stub: R8 = index of the call. */
+	j->call_stub = emit_rx(e);
+	spill_all(e);
+	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
+	emit_mov(e, H_RDI, H_R15);
+	emit_mov(e, H_RBX, H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
+	e1(e, 0xf0);
+	emit_const(e, H_RAX, (u64)(uintptr_t)jit_call);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_RSP, H_RBX);
+	encode(e, 0, 0, 0x85, H_RAX, rm_reg(H_RAX));
+	at = emit_jcc(e, 5, NULL);
+	reload_all(e);
+	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	emit_const(e, H_RAX, LEFT_AFTER);
+	emit_return(e);
+	/* mx_stub: the guest's MXCSR, please. */
+	j->mx_stub = emit_rx(e);
+	spill_all(e);
+	emit_mov(e, H_RDI, H_R15);
+	emit_mov(e, H_RBX, H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP));
+	e1(e, 0xf0);
+	emit_const(e, H_RAX, (u64)(uintptr_t)jit_mx_on);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_RSP, H_RBX);
+	reload_all(e);
+	e1(e, 0xc3);
+	/* enter(v, code) */
+	j->enter = emit_rx(e);
+	memcpy(e->p, pushes, sizeof(pushes));
+	e->p += sizeof(pushes);
+	emit_mov(e, H_R15, H_RDI);
+	emit_mov(e, H_R8, H_RSI);
+	emit_store(e, H_R15, VOFF(jt.sp), H_RSP);
+	encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_RSP, -4096));
+	emit_store(e, H_R15, VOFF(jt.sp_low), H_R10);
+	emit_ret_base(j, e);
+	reload_all(e);
+	encode(e, 0, 0, 0xff, 4, rm_reg(H_R8));
+	while ((uintptr_t)e->p & 63)
+		e1(e, 0xcc);
+}
+
+/* ---- MXCSR ------------------------------------------------------------------------------------------------------ */
+
+u32 jit_mx_on(struct vcpu *v)
+{
+	asm volatile("stmxcsr %0" : "=m"(v->jt.mxcsr_host));
+	asm volatile("ldmxcsr %0" : : "m"(v->fpu.mxcsr));
+	v->jt.mxcsr_on = 1;
+	return 0;
+}
+
+void jit_mx_off(struct vcpu *v)
+{
+	asm volatile("stmxcsr %0" : "=m"(v->fpu.mxcsr));
+	asm volatile("ldmxcsr %0" : : "m"(v->jt.mxcsr_host));
+	v->jt.mxcsr_on = 0;
+}
+
+/* ---- the dispatcher --------------------------------------------------------------------------------------------- */
+
+/* The caches that skip the dispatcher are only good under the state they were filled under (invariant 3). */
+static void check_world(struct vcpu *v, struct jit *j)
+{
+	if (unlikely(j->vm_version != v->mmu.vm->version)) {
+		j->vm_version = v->mmu.vm->version;
+		j->need_flush = true;
+	}
+	if (unlikely(atomic_load_explicit(&j->foreign, memory_order_acquire)))
+		smc_foreign(j);
+	if (unlikely(j->epoch != interp_epoch(v) || j->flushes != v->mmu.flushes)) {
+		if (j->epoch != interp_epoch(v))
+			j->n.epochs++;
+		j->epoch = interp_epoch(v);
+		j->flushes = v->mmu.flushes;
+		tb_new_gen(j);
+	}
+	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->mem.rw + j->mem.size ||
+	             j->n_calls + TB_INSNS > CALLS_MAX || j->n_sites + TB_INSNS * 2 > SITES_MAX ||
+	             j->meta_used + 65536 > META_SIZE))
+		tb_flush(j);
+}
+
+/* A RET to an address that is not canonical faults before RSP changes: undo, and let the handler do it. */
+static int bad_ret(struct vcpu *v)
+{
+	const struct call *call = &v->jit->calls[v->jt.from];
+
+	v->r[R_RSP] -= 8 + (u16)call->insn.imm;
+	v->r[R_RIP] = call->rip;
+	return interp_one_block(v);
+}
+
+/* Translated blocks until there is something to look at. */
+static int run_blocks(struct vcpu *v)
+{
+	struct jit *j = v->jit;
+	u32 link = ~0u;
+
+	for (;;) {
+		u32 key = jit_key(v), left;
+		struct tb *tb;
+		int rc;
+
+		if (key == KEY_NONE) {
+			j->n.interp++;
+			return interp_one_block(v);
+		}
+		check_world(v, j);
+		v->jt.key = (u64)(key | j->gen << 7) << 48;
+		rc = tb_find(v, key, &tb);
+		if (unlikely(rc != STEP_OK))
+			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;
+		if (unlikely(!tb)) {
+			j->n.interp++;
+			return interp_one_block(v);
+		}
+		if (link != ~0u && link < j->n_sites && !tb->dead)
+			tb_link(j, link, tb);
+		link = ~0u;
+		j->left = false;
+		v->jt.flags = fl_pack(v->rflags);
+		j->n.lookups++;
+		left = ((enter_fn)(uintptr_t)j->enter)(v, tb->code_nopoll);
+		if (v->jt.mxcsr_on)
+			jit_mx_off(v);
+		if (left == LEFT_AFTER) {
+			j->n.after++;
+			if (j->rc > STEP_JUMP || (v->mmu.n_writes | v->mmu.n_reads))
+				return interp_after(v, j->insn, j->rc);
+			v->interp->left = false;
+		} else {
+			v->rflags = fl_merge(v->rflags, v->jt.flags);
+			if (left == LEFT_LINK) {
+				link = v->jt.arg;
+				v->r[R_RIP] = j->sites[link].rip;
+			} else if (unlikely((key & KEY_64) && !is_canonical(v->r[R_RIP]))) {
+				return bad_ret(v);
+			}
+		}
+		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping))
+			return INTERP_GO_ON;
+	}
+}
+
+void jit_run(struct vcpu *v)
+{
+	interp_run_with(v, v->jit ? run_blocks : interp_one_block);
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+bool jit_wanted(void)
+{
+	const char *s = getenv("DEVKVM_ENGINE");
+
+	return s && !strcmp(s, "jit");
+}
+
+static void *reserve(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static size_t code_size(void)
+{
+	const char *s = getenv("DEVKVM_CODE_MB");
+	unsigned long mb = s ? strtoul(s, NULL, 10) : 0;
+
+	return (size_t)(mb >= 1 && mb <= 1024 ? mb : 32) << 20;
+}
+
+void jit_create(struct vcpu *v)
+{
+	struct jit *j;
+
+	if (!jit_wanted())
+		return;
+	j = calloc(1, sizeof(*j));
+	if (!j)
+		return;
+	j->v = v;
+	j->hash = reserve(HASH_SIZE * sizeof(*j->hash));
+	j->pages = reserve(PAGE_HASH * sizeof(*j->pages));
+	j->calls = reserve(CALLS_MAX * sizeof(*j->calls));
+	j->sites = reserve(SITES_MAX * sizeof(*j->sites));
+	j->meta = reserve(META_SIZE);
+	j->trans = reserve(sizeof(*j->trans));
+	v->jit = j;
+	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans ||
+	    codemem_create(&j->mem, code_size(), (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
+		debug_log("jit", "no translator: executable memory is refused");
+		jit_destroy(v);
+		return;
+	}
+	j->front = (struct front *)(void *)(j->mem.rx - ((sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK));
+	j->e.p = j->mem.rw;
+	j->e.delta = j->mem.rx - j->mem.rw;
+	j->dump = debug_on("jit");
+	j->count = debug_on("jitstat");
+	if (j->count)
+		j->helper_by_mnemonic = calloc(ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(u64));
+	jit_emit_stubs(j);
+	j->code_start = j->e.p;
+	j->need_flush = true;
+	smc_register(j);
+}
+
+static void print_stats(struct jit *j)
+{
+	fprintf(stderr,
+	        "jit: blocks %llu insns %llu handler %llu code %llu flushes %llu lookups %llu links %llu killed %llu "
+	        "helper %llu after %llu interp %llu epochs %llu gens %llu executed %llu tlb misses %llu\n",
+	        (unsigned long long)j->n.blocks, (unsigned long long)j->n.insns, (unsigned long long)j->n.handler_insns,
+	        (unsigned long long)j->n.code_bytes, (unsigned long long)j->n.flushes, (unsigned long long)j->n.lookups,
+	        (unsigned long long)j->n.links, (unsigned long long)j->n.invalidated, (unsigned long long)j->n.helper,
+	        (unsigned long long)j->n.after, (unsigned long long)j->n.interp, (unsigned long long)j->n.epochs,
+	        (unsigned long long)j->n.gens, (unsigned long long)j->v->n_insns,
+	        (unsigned long long)j->v->mmu.tlb_misses);
+	for (unsigned n = 0; j->helper_by_mnemonic && n <= ZYDIS_MNEMONIC_MAX_VALUE; n++)
+		if (j->helper_by_mnemonic[n] > 1000)
+			fprintf(stderr, "jit: helper %s %llu\n", ZydisMnemonicGetString((ZydisMnemonic)n),
+			        (unsigned long long)j->helper_by_mnemonic[n]);
+}
+
+void jit_destroy(struct vcpu *v)
+{
+	struct jit *j = v->jit;
+
+	if (!j)
+		return;
+	if (j->count)
+		print_stats(j);
+	smc_unregister(j);
+	if (j->pages)
+		tb_flush(j);
+	codemem_destroy(&j->mem);
+	if (j->hash)
+		munmap(j->hash, HASH_SIZE * sizeof(*j->hash));
+	if (j->pages)
+		munmap(j->pages, PAGE_HASH * sizeof(*j->pages));
+	if (j->calls)
+		munmap(j->calls, CALLS_MAX * sizeof(*j->calls));
+	if (j->sites)
+		munmap(j->sites, SITES_MAX * sizeof(*j->sites));
+	if (j->meta)
+		munmap(j->meta, META_SIZE);
+	if (j->trans)
+		munmap(j->trans, sizeof(*j->trans));
+	free(j->helper_by_mnemonic);
+	free(j);
+	v->jit = NULL;
+}
+
+void jit_flush(struct vcpu *v)
+{
+	if (v->jit)
+		v->jit->need_flush = true;
+}

@@ -1,0 +1,25 @@
+/*
+ * jit.h: the translator: guest code → host code, same meaning as the interpreter, much faster. doc/translator.md.
+ *
+ * A vCPU has a translator when v->jit is set. What it does not translate (16-bit code, segments that are not flat,
+ * single-step) it gives to the interpreter, block by block.
+ */
+#ifndef DEVKVM_JIT_JIT_H
+#define DEVKVM_JIT_JIT_H
+
+#include "../cpu/cpu.h"
+
+/* Gives the vCPU a translator when DEVKVM_ENGINE asks for one (`jit`, `interp`) and executable memory can be had;
+ * v->jit stays NULL otherwise. After interp_create(). */
+void jit_create(struct vcpu *v);
+void jit_destroy(struct vcpu *v);
+/* As interp_run(). */
+void jit_run(struct vcpu *v);
+/* Drops all translations (memory layout changed). With the vCPU stopped. */
+void jit_flush(struct vcpu *v);
+/* mmu_ops.code_written, for vCPUs of both engines. */
+void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len);
+/* The engine that DEVKVM_ENGINE chooses. */
+bool jit_wanted(void);
+
+#endif

@@ -1,0 +1,242 @@
+/*
+ * jit_impl.h: what the files of src/jit share.
+ *
+ * Registers while translated code runs: guest RAX RCX RDX RBX RBP RSI RDI R9 R12 R13 in themselves, guest RSP in R14,
+ * guest R8 R10 R11 R14 R15 in vcpu->r[]; R15 = struct vcpu *; R8 R10 R11 are scratch. Host RSP is a host stack, which
+ * mirrors guest calls so that the host predicts returns.
+ *
+ * Invariants:
+ *  1. a block's code is right for (RIP, host address of its bytes, key) and nothing else: key is jit_key();
+ *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
+ *     form), and guest XMM registers in v->fpu;
+ *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) finds an entry that
+ *     was made after the last change of TLB, epoch and key: j->flushes, j->epoch. So inside a page, links are free;
+ *  4. a block whose bytes changed is dead: no link, no hash entry and no jump cache entry leads to it. Its code stays
+ *     where it is until a flush, which happens in the dispatcher only;
+ *  5. no block is left running after code_written(): j->left makes the helper leave to the dispatcher, which also
+ *     resets the host stack, so a return never lands in code from before.
+ */
+#ifndef DEVKVM_JIT_IMPL_H
+#define DEVKVM_JIT_IMPL_H
+
+#include <stddef.h>
+
+#include "../interp/interp.h"
+#include "emit.h"
+#include "jit.h"
+
+#define TB_INSNS 32     /* most guest instructions of a block */
+#define TB_RANGES 10    /* byte ranges that a block depends on: itself and what was looked at behind its exits */
+#define EMIT_ROOM 32768 /* most host bytes of a block */
+
+#define HASH_SIZE (1u << 16)
+#define PAGE_HASH (1u << 12)
+#define JC_SIZE 4096u /* jump cache entries */
+#define JP_SIZE 512u  /* page guard entries */
+
+#define CALLS_MAX (1u << 19)
+#define SITES_MAX (1u << 19)
+#define META_SIZE (48u << 20)
+
+/* jit_key() bits. */
+#define KEY_64 BIT(0)
+#define KEY_CTX_SHIFT 1 /* enum tlb_ctx of data */
+#define KEY_SSE BIT(3)  /* SSE instructions run */
+#define KEY_AVX BIT(4)
+#define KEY_CPL0 BIT(5)
+#define KEY_USER BIT(6) /* fetches are CPL 3's */
+#define KEY_NONE 0x80u  /* not for the translator */
+
+/* Why translated code returned (eax). */
+enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
+
+struct jc_entry {
+	u64 tag; /* RIP ^ jt.key */
+	const u8 *code;
+};
+
+struct jp_entry {
+	u64 tag; /* linear page ^ key << 48 */
+	u64 hva;
+};
+
+/* Plain data in reach of the code's RIP-relative operands. */
+struct front {
+	struct jc_entry jc[JC_SIZE];
+	struct jp_entry jp[JP_SIZE];
+};
+
+struct range {
+	u16 off, len; /* inside the page */
+};
+
+struct tb {
+	u64 rip;
+	const u8 *hva;
+	u32 key;
+	bool dead;
+	u8 n_ranges;
+	u16 n_insns;
+	struct range range[TB_RANGES];
+	const u8 *bytes;        /* of the ranges, one after the other */
+	u8 *code, *code_nopoll; /* executable addresses */
+	u32 code_len;
+	u32 links; /* first site that jumps here, + 1 */
+	struct tb *next, *page_next;
+};
+
+/* A direct jump that can be linked to the block at `rip`. */
+struct site {
+	u64 rip;
+	u8 *at;             /* displacement, writable view */
+	u8 *add;            /* other page: the guard's 64-bit host page address, writable view; else NULL */
+	const u8 *unlinked; /* where it jumps before */
+	struct tb *from;
+	u32 next; /* of the target's links, + 1 */
+	bool poll, linked;
+};
+
+/* An instruction that translated code gives to its handler. */
+struct call {
+	struct insn insn;
+	u64 rip;
+	struct tb *tb;
+	bool sys; /* may change mode, flags outside the arithmetic ones, translation */
+};
+
+struct jpage {
+	const u8 *hva;
+	gpa_t gpa;
+	u64 epoch;
+	u64 granules; /* 64-byte pieces that ranges touch */
+	struct tb *tbs;
+	bool watched;
+	struct jpage *next;
+};
+
+struct jit {
+	struct vcpu *v;
+	struct jit *next_jit; /* list of all translators */
+	struct codemem mem;
+	struct front *front;
+	struct emit e;
+	u8 *code_start; /* after the stubs, writable view */
+	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump, *mx_stub;
+	u64 flushes, epoch; /* what the jump cache and the guards were filled under */
+	u32 gen;
+	bool left;
+	bool need_flush;
+	_Atomic(bool) foreign; /* another vCPU wrote to our pages: foreign_list */
+	gpa_t foreign_list[16];
+	unsigned n_foreign;
+	int rc; /* LEFT_AFTER */
+	const struct insn *insn;
+	u32 vm_version;
+
+	struct tb **hash;
+	struct jpage **pages;
+	struct call *calls;
+	struct site *sites;
+	u8 *meta;
+	size_t meta_used;
+	u32 n_calls, n_sites;
+
+	struct {
+		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
+		        after, interp, epochs, gens, slow;
+	} n;
+	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
+	bool dump, count;
+	struct trans *trans; /* trans.h: the block being translated */
+};
+
+typedef u32 (*enter_fn)(struct vcpu *v, const u8 *code);
+
+/* helper.c */
+u32 jit_key(const struct vcpu *v);
+u32 jit_call(struct vcpu *v, u32 idx);
+u32 jit_mx_on(struct vcpu *v);
+void jit_mx_off(struct vcpu *v);
+void jit_emit_stubs(struct jit *j);
+
+/* tb.c */
+int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let the interpreter run a block */
+void tb_link(struct jit *j, u32 site, struct tb *to);
+void tb_kill(struct jit *j, struct tb *tb);
+void tb_flush(struct jit *j);
+void tb_new_gen(struct jit *j); /* empties jump cache and guards */
+void *meta_alloc(struct jit *j, size_t size);
+static inline struct jp_entry *jp_of(struct front *f, u64 lin)
+{
+	return &f->jp[(lin >> PAGE_SHIFT) & (JP_SIZE - 1)];
+}
+static inline u64 jp_tag(u64 lin, u32 key)
+{
+	return (lin & PAGE_MASK) ^ (u64)key << 48;
+}
+
+/* smc.c */
+struct jpage *page_get(struct jit *j, const u8 *hva_page);
+struct jpage *page_find(const struct jit *j, const u8 *hva_page);
+void page_add(struct jit *j, struct jpage *p, struct tb *tb);
+void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
+void smc_foreign(struct jit *j);
+void smc_register(struct jit *j);
+void smc_unregister(struct jit *j);
+
+/* trans.c: the block at `rip`, whose bytes are at `hva`; NULL when its first instruction is not for us. */
+struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
+
+/* class.c: what the translator knows about an instruction */
+#define F_CF 1u
+#define F_PF 2u
+#define F_AF 4u
+#define F_ZF 8u
+#define F_SF 16u
+#define F_OF 32u
+#define F_ALL 63u
+
+enum cls {
+	K_HANDLER, /* the interpreter's handler does it */
+	K_MODRM,   /* re-encoded: registers renamed, memory operand through the TLB */
+	K_RAW,     /* runs as it is */
+	K_NOP,
+	K_MOVI,  /* register, immediate */
+	K_ACC,   /* accumulator, immediate */
+	K_MOFFS, /* MOV AL/EAX/RAX, moffs and back */
+	K_LEA,
+	K_PUSH, /* op[0] */
+	K_POP,
+	K_LEAVE,
+	K_XCHGA, /* XCHG rAX, r */
+	K_BSWAP,
+	K_INCDEC, /* one-byte INC, DEC of 32-bit code */
+	K_JCC,
+	K_JMP,
+	K_JMPI,
+	K_CALL,
+	K_CALLI,
+	K_RET,
+	K_CLI,
+	K_STI,
+	K_DF,  /* CLD, STD */
+	K_SSE, /* vector registers, legacy encoding */
+	K_VEX
+};
+
+struct nat {
+	u8 cls;
+	u8 fr, fw;                     /* arithmetic flags read, and certainly written (undefined counts) */
+	bool fmod;                     /* writes some flag, maybe */
+	bool reg_r, reg_w, rm_r, rm_w; /* ModRM operands: general registers read, written */
+	bool digit;                    /* ModRM.reg is part of the opcode */
+	bool ends;                     /* nothing of the block runs after it */
+	u8 reg_kind, rm_kind;          /* OPK_GPR, OPK_XMM ... */
+	u8 size;                       /* of the general register operands */
+	u8 rm_size;                    /* of the rm operand */
+	bool fp;                       /* reads and writes MXCSR */
+};
+void classify(const struct insn *i, u32 key, struct nat *n);
+u8 cc_flags(unsigned cc);
+
+#endif

@@ -1,0 +1,256 @@
+/*
+ * smc.c: pages that hold translated code, and what happens when somebody writes them.
+ *
+ * Stores of guests are seen exactly: such a page has no write TLB entry, so every store comes through
+ * jit_code_written(). Writes of the client and the host's kernel are found by comparing bytes when the page is first
+ * entered in a new epoch (interp_epoch(): KVM_RUN entered, interrupt delivered, memory slots changed).
+ *
+ * GAP(foreign-store): a store that another vCPU has under way while this one translates the page may be missed until
+ * the next epoch. Guests that modify code across processors must serialize, which is an interrupt here.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "jit_impl.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects: the list, foreign_list[] of every translator */
+static struct jit *all;
+
+void smc_register(struct jit *j)
+{
+	pthread_mutex_lock(&lock);
+	j->next_jit = all;
+	all = j;
+	pthread_mutex_unlock(&lock);
+}
+
+void smc_unregister(struct jit *j)
+{
+	struct jit **p;
+
+	pthread_mutex_lock(&lock);
+	for (p = &all; *p; p = &(*p)->next_jit)
+		if (*p == j) {
+			*p = j->next_jit;
+			break;
+		}
+	pthread_mutex_unlock(&lock);
+}
+
+static unsigned hash_page(const u8 *hva)
+{
+	return (unsigned)((uintptr_t)hva >> PAGE_SHIFT) & (PAGE_HASH - 1);
+}
+
+struct jpage *page_find(const struct jit *j, const u8 *hva)
+{
+	struct jpage *p;
+
+	for (p = j->pages[hash_page(hva)]; p; p = p->next)
+		if (p->hva == hva)
+			break;
+	return p;
+}
+
+static bool hva_to_gpa(const struct vm_mem *m, const u8 *hva, gpa_t *gpa)
+{
+	for (unsigned n = 0; n < m->nslots; n++) {
+		const struct memslot *s = m->slot[n];
+
+		if (hva >= s->hva && hva < s->hva + s->size) {
+			*gpa = s->gpa + (u64)(hva - s->hva);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The other processors of the VM must not write the page past us. */
+static void tell_others(struct jit *j, gpa_t gpa)
+{
+	pthread_mutex_lock(&lock);
+	for (struct jit *o = all; o; o = o->next_jit)
+		if (o != j && o->v->mmu.vm == j->v->mmu.vm)
+			atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+	pthread_mutex_unlock(&lock);
+}
+
+struct jpage *page_get(struct jit *j, const u8 *hva)
+{
+	struct jpage *p = page_find(j, hva);
+	gpa_t gpa;
+
+	if (likely(p)) {
+		if (unlikely(!p->watched)) {
+			p->watched = true;
+			mem_watch_code(&j->v->mmu, p->gpa);
+			tell_others(j, p->gpa);
+		}
+		return p;
+	}
+	if (!hva_to_gpa(j->v->mmu.vm, hva, &gpa))
+		return NULL;
+	p = meta_alloc(j, sizeof(*p));
+	memset(p, 0, sizeof(*p));
+	p->hva = hva;
+	p->gpa = gpa;
+	p->watched = true;
+	p->epoch = j->epoch;
+	p->next = j->pages[hash_page(hva)];
+	j->pages[hash_page(hva)] = p;
+	mem_watch_code(&j->v->mmu, gpa);
+	tell_others(j, gpa);
+	return p;
+}
+
+static u64 granules_of(unsigned off, unsigned len)
+{
+	unsigned first = off >> 6, last = (off + len - 1) >> 6;
+
+	return (~0ull << first) & (~0ull >> (63 - last));
+}
+
+void page_add(struct jit *j, struct jpage *p, struct tb *tb)
+{
+	for (unsigned n = 0; n < tb->n_ranges; n++)
+		p->granules |= granules_of(tb->range[n].off, tb->range[n].len);
+	tb->page_next = p->tbs;
+	p->tbs = tb;
+}
+
+static bool same(const struct jpage *p, const struct tb *tb)
+{
+	const u8 *b = tb->bytes;
+
+	for (unsigned n = 0; n < tb->n_ranges; n++) {
+		if (memcmp(b, p->hva + tb->range[n].off, tb->range[n].len))
+			return false;
+		b += tb->range[n].len;
+	}
+	return true;
+}
+
+static void recount(struct jpage *p)
+{
+	p->granules = 0;
+	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
+		for (unsigned n = 0; n < tb->n_ranges; n++)
+			p->granules |= granules_of(tb->range[n].off, tb->range[n].len);
+}
+
+void page_validate(struct jit *j, struct jpage *p)
+{
+	bool killed = false;
+
+	for (struct tb **t = &p->tbs; *t;) {
+		if (same(p, *t)) {
+			t = &(*t)->page_next;
+			continue;
+		}
+		tb_kill(j, *t);
+		*t = (*t)->page_next;
+		killed = true;
+	}
+	if (killed) {
+		recount(p);
+		tb_new_gen(j);
+		/* The caller goes on under the new generation. */
+		j->v->jt.key = (j->v->jt.key & (0x7full << 48)) | (u64)j->gen << 55;
+	}
+	p->epoch = j->epoch;
+}
+
+/* Kills the blocks of a page that depend on [off, off + len). */
+static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
+{
+	bool killed = false;
+
+	if (!(p->granules & granules_of(off, len)))
+		return;
+	for (struct tb **t = &p->tbs; *t;) {
+		bool hit = false;
+
+		for (unsigned n = 0; n < (*t)->n_ranges; n++)
+			hit |= off < (unsigned)(*t)->range[n].off + (*t)->range[n].len &&
+			       (*t)->range[n].off < off + len;
+		if (!hit) {
+			t = &(*t)->page_next;
+			continue;
+		}
+		tb_kill(j, *t);
+		*t = (*t)->page_next;
+		killed = true;
+	}
+	if (killed) {
+		recount(p);
+		/* The next check_world() renews the generation. */
+		j->flushes--;
+		j->left = true;
+	}
+}
+
+void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
+{
+	struct vcpu *v = container_of(m, struct vcpu, mmu);
+	const u8 *hva = gpa_to_hva(m->vm, gpa & PAGE_MASK);
+	unsigned off = (unsigned)(gpa & ~PAGE_MASK);
+	struct jit *j = v->jit;
+	struct jpage *p = NULL;
+	bool alone = true;
+
+	interp_code_written(m, gpa, len);
+	if (len > PAGE_SIZE - off)
+		len = (unsigned)PAGE_SIZE - off;
+	if (j && hva) {
+		p = page_find(j, hva);
+		if (p)
+			written(j, p, off, len);
+	}
+	pthread_mutex_lock(&lock);
+	for (struct jit *o = all; o; o = o->next_jit) {
+		if (o == j || o->v->mmu.vm != m->vm)
+			continue;
+		alone = false;
+		if (o->n_foreign < ARRAY_SIZE(o->foreign_list))
+			o->foreign_list[o->n_foreign] = gpa & PAGE_MASK;
+		o->n_foreign++;
+		atomic_store_explicit(&o->foreign, true, memory_order_release);
+		atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+	}
+	pthread_mutex_unlock(&lock);
+	/* Plain data from now on. With several vCPUs nobody knows what the others hold. */
+	if (j && alone && (!p || !p->tbs)) {
+		if (p)
+			p->watched = false;
+		mem_unwatch_code(m, gpa);
+	}
+}
+
+/* Other vCPUs wrote to pages of code: compare. */
+void smc_foreign(struct jit *j)
+{
+	gpa_t list[ARRAY_SIZE(j->foreign_list)];
+	unsigned n;
+
+	pthread_mutex_lock(&lock);
+	n = j->n_foreign;
+	memcpy(list, j->foreign_list, sizeof(list));
+	j->n_foreign = 0;
+	atomic_store(&j->foreign, false);
+	pthread_mutex_unlock(&lock);
+	if (n > ARRAY_SIZE(list)) {
+		for (unsigned h = 0; h < PAGE_HASH; h++)
+			for (struct jpage *p = j->pages[h]; p; p = p->next)
+				p->epoch = ~0ull;
+		tb_new_gen(j);
+		return;
+	}
+	for (unsigned k = 0; k < n; k++) {
+		const u8 *hva = gpa_to_hva(j->v->mmu.vm, list[k]);
+		struct jpage *p = hva ? page_find(j, hva) : NULL;
+
+		if (p)
+			p->epoch = ~0ull;
+	}
+	tb_new_gen(j);
+}

@@ -1,0 +1,987 @@
+/*
+ * trans.c: guest instructions → host instructions, one block at a time.
+ *
+ * A block is decoded first (decode_block), then the liveness of the arithmetic flags is computed backwards, looking a
+ * few instructions beyond its exits (look), then every instruction is emitted in order (emit_insn), and last what lies
+ * out of line: slow paths of memory accesses, exits that save flags, guards of jumps to other pages.
+ *
+ * Flags: c->host says that the host's flags are the guest's; otherwise jt.flags holds them (or nobody will read them).
+ * A TLB check destroys the host's, so they are saved before it when they are live.
+ *
+ * GAP(dead-flags): arithmetic flags that the guest overwrites before it reads them are not kept exact; an exception
+ * frame or an interrupt in between shows other values there.
+ */
+#include "../base/bug.h"
+#include "trans.h"
+
+static const u8 host_of[16] = {H_RAX,  H_RCX, H_RDX,  H_RBX,  H_R14, H_RBP, H_RSI,  H_RDI,
+                               H_NONE, H_R9,  H_NONE, H_NONE, H_R12, H_R13, H_NONE, H_NONE};
+
+/* ---- registers and flags ---------------------------------------------------------------------------------------- */
+
+/* Host register of guest register g; one that lives in memory goes through `scratch`, loaded when `load`. */
+static unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load)
+{
+	if (host_of[g] != H_NONE)
+		return host_of[g];
+	if (load)
+		emit_load(&c->e, scratch, H_R15, (s32)(g * 8));
+	return scratch;
+}
+
+static void reg_out(struct trans *c, unsigned g, unsigned scratch)
+{
+	if (host_of[g] == H_NONE)
+		emit_store(&c->e, H_R15, (s32)(g * 8), scratch);
+}
+
+/* Guest flags: host → jt.flags. Touches R10 and no flag. */
+void flags_save(struct emit *e)
+{
+	emit_mov(e, H_R10, H_RAX);
+	e1(e, 0x9f);                             /* lahf */
+	encode(e, 0, 1, 0x90, 0, rm_reg(H_RAX)); /* seto al */
+	encode(e, ENC_66, 0, 0x89, H_RAX, rm_mem(H_R15, VOFF(jt.flags)));
+	emit_mov(e, H_RAX, H_R10);
+}
+
+/* jt.flags → host. Touches R10. */
+void flags_restore(struct emit *e)
+{
+	emit_mov(e, H_R10, H_RAX);
+	encode(e, 0, 1, 0xb7, H_RAX, rm_mem(H_R15, VOFF(jt.flags))); /* movzx eax, word */
+	e1(e, 0x04);                                                 /* add al, 0x7f */
+	e1(e, 0x7f);
+	e1(e, 0x9e); /* sahf */
+	emit_mov(e, H_RAX, H_R10);
+}
+
+/* Flags are about to be destroyed by us. */
+static void flags_give(struct trans *c, unsigned k)
+{
+	if (c->host && c->live_in[k])
+		flags_save(&c->e);
+	c->host = false;
+}
+
+/* Instruction k needs, or must keep parts of, the guest's flags in the host's. */
+static void flags_want(struct trans *c, unsigned k)
+{
+	const struct nat *n = &c->nat[k];
+
+	if (!c->host && (n->fr || (n->fmod && (c->live_out[k] & ~n->fw)))) {
+		flags_restore(&c->e);
+		c->host = true;
+	}
+	if (n->fmod)
+		c->host = true;
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+static u32 call_of(struct trans *c, unsigned k)
+{
+	struct jit *j = c->j;
+	struct call *call;
+
+	if (c->call[k])
+		return c->call[k] - 1;
+	call = &j->calls[j->n_calls];
+	call->insn = c->insn[k];
+	call->rip = c->rip[k];
+	call->tb = c->tb;
+	call->sys = c->sys[k];
+	c->call[k] = ++j->n_calls;
+	return c->call[k] - 1;
+}
+
+/* Effective (linear) address of the memory operand into R8. Uses R10. Changes flags only with FS and GS. */
+static void emit_ea(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+	unsigned base = H_NONE, index = H_NONE;
+	bool narrow = i->asize == 4;
+
+	if (i->base == R_RIP || (i->base == R_ZERO && i->index == R_ZERO)) {
+		u64 a = (i->base == R_RIP ? c->rip[k] : 0) + (u64)i->disp;
+
+		emit_const(e, H_R8, narrow ? (u32)a : a);
+	} else {
+		if (i->base != R_ZERO)
+			base = reg_in(c, i->base, H_R8, true);
+		if (i->index != R_ZERO)
+			index = reg_in(c, i->index, H_R10, true);
+		if (index == H_NONE && i->disp == 0) {
+			if (narrow)
+				encode(e, 0, 0, 0x89, base, rm_reg(H_R8));
+			else if (base != H_R8)
+				emit_mov(e, H_R8, base);
+		} else {
+			encode(e, narrow ? 0 : ENC_W, 0, 0x8d, H_R8, rm_sib(base, index, i->scale, (s32)i->disp));
+		}
+	}
+	if (i->seg >= SEG_FS && i->seg <= SEG_GS && (c->key & KEY_64))
+		encode(e, ENC_W, 0, 0x03, H_R8, rm_mem(H_R15, VOFF(seg[0].base) + i->seg * (s32)sizeof(struct seg)));
+}
+
+/* Out of line: gives the instruction to its handler, then goes on behind it. */
+static void slow_at(struct trans *c, unsigned k, u8 *at)
+{
+	struct slow *s = &c->slow[c->n_slow++];
+
+	s->at = at;
+	s->k = (u8)k;
+	s->last = 0;
+	s->dirty = c->xdirty;
+}
+
+/* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
+static void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+{
+	struct emit *e = &c->e;
+	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
+	s32 tlb = VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
+
+	emit_mov(e, H_R11, H_R8);
+	if (size > 1)
+		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)size - 1));
+	else
+		emit_mov(e, H_R10, H_R8);
+	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
+	e1(e, PAGE_SHIFT - 4);
+	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, -4096 */
+	e4(e, (u32)-4096);
+	encode(e, 0, 0, 0x81, 4, rm_reg(H_R11)); /* and r11d, ... */
+	e4(e, (TLB_SIZE - 1) << 4);
+	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
+	slow_at(c, k, emit_jcc(e, 5, NULL));
+	encode(e, ENC_W, 0, 0x8b, H_R11, rm_sib(H_R15, H_R11, 0, tlb + 8));
+}
+
+static struct rm rm_guest(void)
+{
+	return rm_sib(H_R8, H_R11, 0, 0);
+}
+
+static void emit_imm(struct trans *c, const struct insn *i)
+{
+	if (!i->off_imm)
+		return;
+	for (unsigned n = i->off_imm; n < i->len; n++)
+		e1(&c->e, i->raw[n]);
+}
+
+/* ---- ModRM instructions ----------------------------------------------------------------------------------------- */
+
+static unsigned rex_of(const struct insn *i, u32 key)
+{
+	u8 b = i->raw[i->raw_prefixes];
+
+	return (key & KEY_64) && (b & 0xf0) == 0x40 ? b : 0;
+}
+
+static unsigned enc_flags(const struct insn *i, const struct nat *n)
+{
+	unsigned f = 0;
+
+	if (n->size == 2)
+		f |= ENC_66;
+	if (n->size == 8)
+		f |= ENC_W;
+	if (i->flags & INSN_LOCK)
+		f |= ENC_LOCK;
+	if (i->mnemonic == ZYDIS_MNEMONIC_POPCNT || i->mnemonic == ZYDIS_MNEMONIC_TZCNT ||
+	    i->mnemonic == ZYDIS_MNEMONIC_LZCNT)
+		f |= ENC_F3;
+	return f;
+}
+
+static void emit_modrm_insn(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+	struct emit *e = &c->e;
+	unsigned rex = rex_of(i, c->key), f = enc_flags(i, n);
+	unsigned greg = (i->modrm >> 3 & 7) | (rex & 4) << 1, grm = (i->modrm & 7) | (rex & 1) << 3;
+	unsigned reg = greg;
+	struct rm rm;
+
+	if (n->digit)
+		reg = i->modrm >> 3 & 7;
+	if (i->flags & INSN_MEM) {
+		flags_give(c, k);
+		emit_ea(c, k);
+		emit_check(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
+		rm = rm_guest();
+		flags_want(c, k);
+	} else {
+		flags_want(c, k);
+		rm = rm_reg(reg_in(c, grm, H_R11, n->rm_r || n->size < 4));
+		if (n->rm_size == 1 && rm.reg >= 4 && rm.reg < 8)
+			f |= ENC_REX;
+	}
+	if (!n->digit) {
+		reg = reg_in(c, greg, H_R10, n->reg_r || n->size < 4);
+		if (n->size == 1 && reg >= 4 && reg < 8)
+			f |= ENC_REX;
+	}
+	encode(e, f, i->map, i->opcode, reg, rm);
+	emit_imm(c, i);
+	if (n->reg_w && !n->digit)
+		reg_out(c, greg, H_R10);
+	if (n->rm_w && !(i->flags & INSN_MEM))
+		reg_out(c, grm, H_R11);
+}
+
+static void emit_lea(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+	unsigned dst = i->op[0].reg, hd = host_of[dst];
+	bool base_ok = i->base == R_ZERO || (i->base < 16 && host_of[i->base] != H_NONE);
+	bool index_ok = i->index == R_ZERO || host_of[i->index] != H_NONE;
+
+	if (i->op[0].size >= 4 && hd != H_NONE && base_ok && index_ok && (i->base != R_ZERO || i->index != R_ZERO) &&
+	    (i->asize == 8 || i->op[0].size == 4)) {
+		encode(e, i->op[0].size == 8 ? ENC_W : 0, 0, 0x8d, hd,
+		       rm_sib(i->base == R_ZERO ? H_NONE : host_of[i->base],
+		              i->index == R_ZERO ? H_NONE : host_of[i->index], i->scale, (s32)i->disp));
+		return;
+	}
+	{
+		/* No segment counts. */
+		u8 seg = i->seg;
+
+		c->insn[k].seg = SEG_DS;
+		emit_ea(c, k);
+		c->insn[k].seg = seg;
+	}
+	hd = reg_in(c, dst, H_R10, i->op[0].size < 4);
+	encode(e, i->op[0].size == 8 ? ENC_W : i->op[0].size == 2 ? ENC_66 : 0, 0, 0x89, H_R8, rm_reg(hd));
+	reg_out(c, dst, H_R10);
+}
+
+/* ---- stack ------------------------------------------------------------------------------------------------------ */
+
+static unsigned wflag(const struct trans *c)
+{
+	return c->key & KEY_64 ? ENC_W : 0;
+}
+
+static unsigned word(const struct trans *c)
+{
+	return c->key & KEY_64 ? 8 : 4;
+}
+
+/* R8 = the new stack pointer, checked for a store. */
+static void emit_push_check(struct trans *c, unsigned k)
+{
+	encode(&c->e, wflag(c), 0, 0x8d, H_R8, rm_mem(H_R14, -(s32)word(c)));
+	emit_check(c, k, word(c), TLB_WRITE);
+}
+
+static void emit_push(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	if (i->op[0].kind == OPK_MEM) {
+		emit_ea(c, k);
+		emit_check(c, k, word(c), TLB_READ);
+		encode(e, wflag(c), 0, 0x8b, H_R10, rm_guest());
+		emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
+	}
+	emit_push_check(c, k);
+	if (i->op[0].kind == OPK_IMM) {
+		encode(e, wflag(c), 0, 0xc7, 0, rm_guest());
+		e4(e, (u32)i->imm);
+	} else if (i->op[0].kind == OPK_MEM) {
+		emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
+		encode(e, wflag(c), 0, 0x89, H_R10, rm_guest());
+	} else {
+		encode(e, wflag(c), 0, 0x89, reg_in(c, i->op[0].reg, H_R10, true), rm_guest());
+	}
+	emit_mov(e, H_R14, H_R8);
+}
+
+static void emit_pop(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+	unsigned hr;
+
+	flags_give(c, k);
+	encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
+	emit_check(c, k, word(c), TLB_READ);
+	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)word(c)));
+	hr = reg_in(c, i->op[0].reg, H_R10, false);
+	encode(e, wflag(c), 0, 0x8b, hr, rm_guest());
+	reg_out(c, i->op[0].reg, H_R10);
+}
+
+static void emit_leave(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	encode(e, wflag(c), 0, 0x89, H_RBP, rm_reg(H_R8));
+	emit_check(c, k, word(c), TLB_READ);
+	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R8, (s32)word(c)));
+	encode(e, wflag(c), 0, 0x8b, H_RBP, rm_guest());
+}
+
+/* ---- leaving the block ------------------------------------------------------------------------------------------ */
+
+static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
+{
+	struct exit *x = &c->exit[c->n_exit++];
+
+	x->at = at;
+	x->rip = rip;
+	x->save = c->host && live;
+	x->dirty = c->xdirty;
+}
+
+/* [rip + displacement to `at`] as the operand of a 64-bit CMP with `reg`. */
+static void emit_cmp_front(struct emit *e, unsigned reg, const void *at)
+{
+	e1(e, (u8)(0x48 | (reg >= 8 ? 4 : 0)));
+	e1(e, 0x3b);
+	e1(e, (u8)((reg & 7) << 3 | 5));
+	e4(e, (u32)((const u8 *)at - (emit_rx(e) + 4)));
+}
+
+static u32 new_site(struct trans *c, u64 rip, u8 *at)
+{
+	struct jit *j = c->j;
+	struct site *s = &j->sites[j->n_sites];
+
+	memset(s, 0, sizeof(*s));
+	s->rip = rip;
+	s->at = at;
+	s->from = c->tb;
+	s->poll = rip <= c->tb->rip;
+	return j->n_sites++;
+}
+
+/* What a jump to `rip` does: `at` is the displacement that leads here, or NULL when this code is fallen into. */
+static void emit_exit(struct trans *c, u8 *at, u64 rip)
+{
+	struct jit *j = c->j;
+	struct emit *e = &c->e;
+	bool same = ((rip ^ c->tb->rip) & PAGE_MASK) == 0;
+	u32 site;
+
+	if (at && !same)
+		patch_rel(at, e->delta, emit_rx(e));
+	if (same && !at)
+		at = emit_jmp(e, 0xe9, NULL);
+	if (!same) {
+		struct jp_entry *jp = jp_of(j->front, rip);
+		u8 *f1, *f2, *add;
+
+		emit_const(e, H_R8, jp_tag(rip, c->key));
+		emit_cmp_front(e, H_R8, &jp->tag);
+		f1 = emit_jcc(e, 5, NULL);
+		e1(e, 0x49); /* mov r8, imm64: filled in by tb_link() */
+		e1(e, 0xb8);
+		add = e->p;
+		e8(e, 0);
+		emit_cmp_front(e, H_R8, &jp->hva);
+		f2 = emit_jcc(e, 5, NULL);
+		at = emit_jmp(e, 0xe9, NULL);
+		site = new_site(c, rip, at);
+		j->sites[site].add = add;
+		patch_rel(f1, e->delta, emit_rx(e));
+		patch_rel(f2, e->delta, emit_rx(e));
+	} else {
+		site = new_site(c, rip, at);
+	}
+	patch_rel(at, e->delta, emit_rx(e));
+	j->sites[site].unlinked = emit_rx(e);
+	emit_const(e, H_R8, site);
+	emit_jmp(e, 0xe9, j->leave_link);
+}
+
+/* Jump to the address in R8 through the jump cache. */
+static void emit_jump_cache(struct jit *j, struct emit *e)
+{
+	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(events));
+	e1(e, 0);
+	emit_jcc(e, 5, j->leave_lookup);
+	emit_mov(e, H_R10, H_R8);
+	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R10)); /* shr r10, 12 */
+	e1(e, PAGE_SHIFT);
+	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R10)); /* xor r10, r8 */
+	encode(e, 0, 0, 0x81, 4, rm_reg(H_R10));        /* and r10d, JC_SIZE - 1 */
+	e4(e, JC_SIZE - 1);
+	encode(e, 0, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10d, 4 */
+	e1(e, 4);
+	e1(e, 0x4c); /* lea r11, [rip + jc] */
+	e1(e, 0x8d);
+	e1(e, 0x1d);
+	e4(e, (u32)((const u8 *)j->front->jc - (emit_rx(e) + 4)));
+	encode(e, ENC_W, 0, 0x01, H_R11, rm_reg(H_R10)); /* add r10, r11 */
+	emit_load(e, H_R11, H_R15, VOFF(jt.key));
+	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R11));     /* xor r11, r8 */
+	encode(e, ENC_W, 0, 0x3b, H_R11, rm_mem(H_R10, 0)); /* cmp r11, [r10] */
+	emit_jcc(e, 5, j->leave_lookup);
+	encode(e, 0, 0, 0xff, 4, rm_mem(H_R10, 8)); /* jmp [r10 + 8] */
+}
+
+void emit_jump_stub(struct jit *j, struct emit *e)
+{
+	emit_jump_cache(j, e);
+}
+
+/* R8, the target of an indirect branch, must be canonical; else the handler raises #GP. */
+static void emit_canonical(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	if (!(c->key & KEY_64))
+		return;
+	emit_mov(e, H_R10, H_R8);
+	encode(e, ENC_W, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10, 16 */
+	e1(e, 16);
+	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R10)); /* sar r10, 16 */
+	e1(e, 16);
+	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
+	slow_at(c, k, emit_jcc(e, 5, NULL));
+}
+
+static void emit_target(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+
+	if (i->op[0].kind == OPK_MEM) {
+		emit_ea(c, k);
+		emit_check(c, k, word(c), TLB_READ);
+		encode(&c->e, wflag(c), 0, 0x8b, H_R8, rm_guest());
+	} else {
+		encode(&c->e, wflag(c), 0, 0x89, reg_in(c, i->op[0].reg, H_R10, true), rm_reg(H_R8));
+	}
+	emit_canonical(c, k);
+}
+
+/* Stores the return address. The host stack must have room for one more frame. */
+static void emit_call_push(struct trans *c, unsigned k, u64 ret)
+{
+	struct emit *e = &c->e;
+	u8 *at;
+
+	emit_push_check(c, k);
+	if (is_s32((s64)ret) || !(c->key & KEY_64)) {
+		encode(e, wflag(c), 0, 0xc7, 0, rm_guest());
+		e4(e, (u32)ret);
+	} else {
+		emit_const(e, H_R10, ret);
+		encode(e, ENC_W, 0, 0x89, H_R10, rm_guest());
+	}
+	emit_mov(e, H_R14, H_R8);
+	encode(e, ENC_W, 0, 0x3b, H_RSP, rm_mem(H_R15, VOFF(jt.sp_low)));
+	at = emit_jcc(e, 2, NULL);
+	c->deep_at = at;
+	c->deep_back = emit_rx(e);
+}
+
+/* Where the callee's RET comes back: R8 is where the guest goes. */
+static void emit_landing(struct trans *c, u64 ret)
+{
+	struct emit *e = &c->e;
+
+	if (is_s32((s64)ret)) {
+		encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_R8));
+		e4(e, (u32)ret);
+	} else {
+		emit_const(e, H_R10, ret);
+		encode(e, ENC_W, 0, 0x39, H_R10, rm_reg(H_R8));
+	}
+	emit_jcc(e, 5, c->j->ret_miss);
+	emit_exit(c, NULL, ret);
+}
+
+static u64 wrap(const struct trans *c, u64 rip)
+{
+	return c->key & KEY_64 ? rip : (u32)rip;
+}
+
+static void emit_call(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	u64 ret = wrap(c, c->rip[k] + i->len), to = wrap(c, ret + i->imm);
+	u8 *at;
+
+	flags_give(c, k);
+	emit_call_push(c, k, ret);
+	at = emit_jmp(&c->e, 0xe8, NULL);
+	emit_landing(c, ret);
+	exit_at(c, at, to, 0);
+}
+
+static void emit_calli(struct trans *c, unsigned k)
+{
+	u64 ret = wrap(c, c->rip[k] + c->insn[k].len);
+	struct emit *e = &c->e;
+	u8 *at;
+
+	flags_give(c, k);
+	emit_target(c, k);
+	emit_store(e, H_R15, VOFF(jt.tmp), H_R8);
+	emit_call_push(c, k, ret);
+	emit_load(e, H_R8, H_R15, VOFF(jt.tmp));
+	at = emit_jmp(e, 0xe8, NULL);
+	emit_landing(c, ret);
+	patch_rel(at, e->delta, emit_rx(e));
+	emit_jump_cache(c->j, e);
+}
+
+static void emit_ret(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
+	emit_check(c, k, word(c), TLB_READ);
+	encode(e, wflag(c), 0, 0x8b, H_R8, rm_guest());
+	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)(word(c) + (u16)i->imm)));
+	emit_const(e, H_R11, call_of(c, k));
+	e1(e, 0xc3);
+}
+
+static void emit_jcc_insn(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	u64 to = wrap(c, c->rip[k] + i->len + i->imm);
+
+	flags_want(c, k);
+	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
+}
+
+/* ---- one instruction -------------------------------------------------------------------------------------------- */
+
+static void emit_handler(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	if (c->host)
+		flags_save(e);
+	c->host = false;
+	vec_flush(c);
+	emit_const(e, H_R8, call_of(c, k));
+	emit_jmp(e, 0xe8, c->j->call_stub);
+	c->j->n.handler_insns++;
+}
+
+static void emit_rflags(struct trans *c, unsigned k, u8 digit, u32 imm)
+{
+	flags_give(c, k);
+	encode(&c->e, 0, 0, 0x81, digit, rm_mem(H_R15, VOFF(rflags)));
+	e4(&c->e, imm);
+}
+
+static void emit_insn(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+	struct emit *e = &c->e;
+	unsigned hr;
+
+	switch (n->cls) {
+	case K_MODRM:
+		emit_modrm_insn(c, k);
+		break;
+	case K_RAW:
+		flags_want(c, k);
+		for (unsigned b = 0; b < i->len; b++)
+			e1(e, i->raw[b]);
+		break;
+	case K_NOP:
+		break;
+	case K_MOVI:
+		hr = reg_in(c, i->op[0].reg, H_R10, n->size < 4);
+		if (n->size == 1) {
+			encode(e, ENC_REX, 0, 0xc6, 0, rm_reg(hr));
+			e1(e, (u8)i->imm);
+		} else if (n->size == 2) {
+			encode(e, ENC_66, 0, 0xc7, 0, rm_reg(hr));
+			e2(e, (u16)i->imm);
+		} else {
+			emit_const(e, hr, n->size == 4 ? (u32)i->imm : i->imm);
+		}
+		reg_out(c, i->op[0].reg, H_R10);
+		break;
+	case K_ACC:
+		flags_want(c, k);
+		if (n->size == 2)
+			e1(e, 0x66);
+		if (n->size == 8)
+			e1(e, 0x48);
+		e1(e, i->opcode);
+		emit_imm(c, i);
+		break;
+	case K_MOFFS:
+		flags_give(c, k);
+		emit_ea(c, k);
+		emit_check(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
+		encode(e,
+		       n->size == 2   ? ENC_66
+		       : n->size == 8 ? ENC_W
+		                      : 0,
+		       0, (u8)((n->rm_w ? 0x88 : 0x8a) | (i->opcode & 1)), H_RAX, rm_guest());
+		break;
+	case K_LEA:
+		emit_lea(c, k);
+		break;
+	case K_PUSH:
+		emit_push(c, k);
+		break;
+	case K_POP:
+		emit_pop(c, k);
+		break;
+	case K_LEAVE:
+		emit_leave(c, k);
+		break;
+	case K_XCHGA:
+		hr = (unsigned)((i->opcode & 7) | (rex_of(i, c->key) & 1) << 3);
+		encode(e,
+		       n->size == 2   ? ENC_66
+		       : n->size == 8 ? ENC_W
+		                      : 0,
+		       0, 0x87, H_RAX, rm_reg(reg_in(c, hr, H_R10, true)));
+		reg_out(c, hr, H_R10);
+		break;
+	case K_BSWAP:
+		hr = reg_in(c, i->op[0].reg, H_R10, true);
+		e1(e, (u8)(0x40 | (n->size == 8 ? 8 : 0) | hr >> 3));
+		e1(e, 0x0f);
+		e1(e, (u8)(0xc8 | (hr & 7)));
+		reg_out(c, i->op[0].reg, H_R10);
+		break;
+	case K_INCDEC:
+		flags_want(c, k);
+		encode(e, n->size == 2 ? ENC_66 : 0, 0, 0xff, i->opcode >> 3 & 1, rm_reg(host_of[i->opcode & 7]));
+		break;
+	case K_JCC:
+		emit_jcc_insn(c, k);
+		break;
+	case K_JMP:
+		exit_at(c, emit_jmp(e, 0xe9, NULL), wrap(c, c->rip[k] + i->len + i->imm), c->live_out[k]);
+		break;
+	case K_JMPI:
+		flags_give(c, k);
+		emit_target(c, k);
+		emit_jump_cache(c->j, e);
+		break;
+	case K_CALL:
+		emit_call(c, k);
+		break;
+	case K_CALLI:
+		emit_calli(c, k);
+		break;
+	case K_RET:
+		emit_ret(c, k);
+		break;
+	case K_CLI:
+		emit_rflags(c, k, 4, ~(u32)FLAGS_IF);
+		break;
+	case K_STI:
+		/* Events are looked at between blocks, and another instruction of this block follows: the shadow. */
+		emit_rflags(c, k, 1, (u32)FLAGS_IF);
+		break;
+	case K_DF:
+		if (i->mnemonic == ZYDIS_MNEMONIC_STD)
+			emit_rflags(c, k, 1, (u32)FLAGS_DF);
+		else
+			emit_rflags(c, k, 4, ~(u32)FLAGS_DF);
+		break;
+	case K_SSE:
+	case K_VEX:
+		vec_emit(c, k);
+		break;
+	default:
+		emit_handler(c, k);
+	}
+}
+
+/* ---- decoding, liveness ----------------------------------------------------------------------------------------- */
+
+/* The bytes [off, off + len) of the page decide how this block is translated. False: no room to note it. */
+static bool depend(struct trans *c, unsigned off, unsigned len)
+{
+	for (unsigned n = 0; n < c->n_range; n++) {
+		struct range *r = &c->range[n];
+
+		if (off >= r->off && off + len <= (unsigned)r->off + r->len)
+			return true;
+		if (n && off == (unsigned)r->off + r->len) {
+			r->len = (u16)(r->len + len);
+			return true;
+		}
+	}
+	if (c->n_range == TB_RANGES)
+		return false;
+	c->range[c->n_range++] = (struct range){(u16)off, (u16)len};
+	return true;
+}
+
+/* Flags that code at `rip` may read before it writes them. */
+static u8 look(struct trans *c, u64 rip, unsigned depth)
+{
+	u8 need = 0, killed = 0;
+
+	for (unsigned n = 0; n < 6; n++) {
+		unsigned off = (unsigned)(rip & ~PAGE_MASK), room = (unsigned)PAGE_SIZE - off;
+		struct insn i;
+		struct nat nat;
+		u8 bytes[16];
+
+		if (((rip ^ c->tb->rip) & PAGE_MASK) || room < 16)
+			break;
+		memcpy(bytes, c->hva_page + off, 15);
+		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, bytes, 15, &i) < 0)
+			break;
+		if (!depend(c, off, i.len))
+			break;
+		if (memcmp(bytes, c->hva_page + off, i.len))
+			break;
+		classify(&i, c->key, &nat);
+		need |= nat.fr & ~killed;
+		killed |= nat.fw;
+		if ((killed | need) == F_ALL)
+			return need;
+		rip = wrap(c, rip + i.len);
+		if (nat.cls == K_JCC) {
+			if (depth == 0)
+				break;
+			need |= look(c, wrap(c, rip + i.imm), depth - 1) & ~killed;
+		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
+			rip = wrap(c, rip + i.imm);
+		} else if (nat.ends || nat.cls == K_HANDLER) {
+			break;
+		}
+	}
+	return need | (F_ALL & ~killed);
+}
+
+static bool is_sys(const struct insn *i)
+{
+	return op_sys_find(i) || op_flow_find(i);
+}
+
+static void decode_block(struct trans *c)
+{
+	u64 rip = c->tb->rip;
+	unsigned off = (unsigned)(rip & ~PAGE_MASK), start = off;
+
+	while (c->n < TB_INSNS && off < PAGE_SIZE) {
+		unsigned room = (unsigned)PAGE_SIZE - off, k = c->n;
+		struct insn *i = &c->insn[k];
+
+		/* What is decoded is what the block is compared with later. */
+		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
+		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes + (off - start), room < 15 ? room : 15,
+		           i) < 0)
+			break;
+		interp_bind(i);
+		classify(i, c->key, &c->nat[k]);
+		if (c->nat[k].cls == K_HANDLER)
+			vec_classify(c, i, &c->nat[k]);
+		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
+		c->rip[k] = rip;
+		c->n++;
+		off += i->len;
+		rip = wrap(c, rip + i->len);
+		if (c->nat[k].ends)
+			break;
+	}
+	/* STI needs a successor in its block. */
+	if (c->n && c->nat[c->n - 1].cls == K_STI) {
+		memset(&c->nat[c->n - 1], 0, sizeof(c->nat[0]));
+		c->nat[c->n - 1].fr = F_ALL;
+		c->sys[c->n - 1] = true;
+	}
+	c->end_rip = rip;
+	c->range[0] = (struct range){(u16)start, (u16)(off - start)};
+	c->n_range = 1;
+}
+
+static void liveness(struct trans *c)
+{
+	unsigned last = c->n - 1;
+	const struct nat *n = &c->nat[last];
+	u8 live = F_ALL;
+
+	if (n->cls == K_JMP || n->cls == K_CALL)
+		live = look(c, wrap(c, c->end_rip + c->insn[last].imm), 1);
+	else if (!n->ends)
+		live = look(c, c->end_rip, 1);
+	for (unsigned k = c->n; k-- > 0;) {
+		n = &c->nat[k];
+		c->live_out[k] = live;
+		if (n->cls == K_JCC) {
+			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
+			live |= c->look_taken[k];
+		}
+		live = (u8)((live & ~n->fw) | n->fr);
+		c->live_in[k] = live;
+	}
+}
+
+/* ---- the block -------------------------------------------------------------------------------------------------- */
+
+static void emit_slow(struct trans *c, const struct slow *s)
+{
+	struct emit *e = &c->e;
+
+	patch_rel(s->at, e->delta, emit_rx(e));
+	vec_spill(c, s->dirty);
+	emit_const(e, H_R8, call_of(c, s->k));
+	emit_jmp(e, 0xe8, c->j->call_stub);
+	if (c->nat[s->k].ends) /* a branch never comes back here */
+		return;
+	vec_reload(c, c->xafter[s->k]);
+	if (c->host_after[s->k])
+		flags_restore(e);
+	emit_jmp(e, 0xe9, c->resume[s->k]);
+}
+
+static void emit_out_of_line(struct trans *c)
+{
+	struct emit *e = &c->e;
+
+	for (unsigned n = 0; n < c->n_slow; n++)
+		emit_slow(c, &c->slow[n]);
+	if (c->deep_at) {
+		patch_rel(c->deep_at, e->delta, emit_rx(e));
+		emit_ret_base(c->j, e);
+		emit_jmp(e, 0xe9, c->deep_back);
+	}
+	for (unsigned n = 0; n < c->n_exit; n++) {
+		struct exit *x = &c->exit[n];
+
+		if (x->save || x->dirty) {
+			patch_rel(x->at, e->delta, emit_rx(e));
+			if (x->save)
+				flags_save(e);
+			vec_spill(c, x->dirty);
+			x->at = NULL;
+		}
+		emit_exit(c, x->at, x->rip);
+	}
+}
+
+/* The bottom frame of the host stack: RETs that find no other come to ret_miss. */
+void emit_ret_base(struct jit *j, struct emit *e)
+{
+	emit_load(e, H_RSP, H_R15, VOFF(jt.sp));
+	e1(e, 0x4c); /* lea r10, [rip + ret_miss] */
+	e1(e, 0x8d);
+	e1(e, 0x15);
+	e4(e, (u32)(j->ret_miss - (emit_rx(e) + 4)));
+	e1(e, 0x41); /* push r10 */
+	e1(e, 0x52);
+}
+
+static void dump(const struct trans *c, const u8 *begin)
+{
+	const u8 *p = begin;
+
+	fprintf(stderr, "block rip %#llx key %#x guest", (unsigned long long)c->tb->rip, c->key);
+	for (unsigned k = 0; k < c->n; k++) {
+		fprintf(stderr, " [%u:", c->nat[k].cls);
+		for (unsigned b = 0; b < c->insn[k].len; b++)
+			fprintf(stderr, "%02x", c->insn[k].raw[b]);
+		fprintf(stderr, "]");
+	}
+	fprintf(stderr, "\n  host %p", (const void *)c->tb->code);
+	for (; p < c->e.p; p++)
+		fprintf(stderr, " %02x", *p);
+	fprintf(stderr, "\n");
+}
+
+struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page)
+{
+	struct trans *c = j->trans;
+	struct tb *tb = meta_alloc(j, sizeof(*tb));
+	struct emit *e = &c->e;
+	unsigned total = 0;
+	u8 *bytes, *begin, *poll;
+
+	memset(c, 0, offsetof(struct trans, insn));
+	memset(tb, 0, sizeof(*tb));
+	c->j = j;
+	c->tb = tb;
+	c->key = key;
+	c->hva_page = hva - (rip & ~PAGE_MASK);
+	c->e = j->e;
+	tb->rip = rip;
+	tb->hva = hva;
+	tb->key = key;
+	decode_block(c);
+	if (!c->n)
+		return NULL;
+	liveness(c);
+	for (unsigned n = 0; n < c->n_range; n++)
+		total += c->range[n].len;
+	bytes = meta_alloc(j, total);
+	tb->bytes = bytes;
+	tb->n_ranges = (u8)c->n_range;
+	memcpy(tb->range, c->range, sizeof(tb->range));
+	memcpy(bytes, c->bytes, c->range[0].len);
+	bytes += c->range[0].len;
+	/* Should these change before the next validation, it finds out; look() compared what it decoded. */
+	for (unsigned n = 1; n < c->n_range; n++) {
+		memcpy(bytes, c->hva_page + c->range[n].off, c->range[n].len);
+		bytes += c->range[n].len;
+	}
+
+	begin = e->p;
+	tb->code = emit_rx(e);
+	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(events));
+	e1(e, 0);
+	poll = emit_jcc(e, 5, NULL);
+	tb->code_nopoll = emit_rx(e);
+	if (j->count) {
+		encode(e, ENC_W, 0, 0x81, 0, rm_mem(H_R15, VOFF(n_insns)));
+		e4(e, c->n);
+	}
+	vec_begin(c);
+	for (unsigned k = 0; k < c->n; k++) {
+		emit_insn(c, k);
+		c->resume[k] = emit_rx(e);
+		c->host_after[k] = c->host && c->live_out[k];
+		c->xafter[k] = c->xvalid;
+	}
+	if (!c->nat[c->n - 1].ends) {
+		if (c->host && c->live_out[c->n - 1])
+			flags_save(e);
+		vec_flush(c);
+		emit_exit(c, NULL, c->end_rip);
+	}
+	emit_out_of_line(c);
+	patch_rel(poll, e->delta, emit_rx(e));
+	emit_const(e, H_R8, rip);
+	emit_jmp(e, 0xe9, j->leave_lookup);
+	tb->code_len = (u32)(e->p - begin);
+	tb->n_insns = (u16)c->n;
+	j->n.code_bytes += tb->code_len;
+	j->n.blocks++;
+	j->n.insns += c->n;
+	if (unlikely(j->dump))
+		dump(c, begin);
+	while ((uintptr_t)e->p & 15)
+		e1(e, 0xcc);
+	j->e = *e;
+	page_add(j, page, tb);
+	return tb;
+}

@@ -1,0 +1,68 @@
+/*
+ * trans.h: what trans.c and vec.c share: the block being translated.
+ */
+#ifndef DEVKVM_JIT_TRANS_H
+#define DEVKVM_JIT_TRANS_H
+
+#include <stdio.h>
+
+#include "jit_impl.h"
+
+#define VOFF(field) ((s32)offsetof(struct vcpu, field))
+
+/* A memory access that missed, or another reason to let the handler do instruction k. */
+struct slow {
+	u8 *at; /* displacement that leads here */
+	u8 k, last;
+	u32 dirty; /* vector registers to store before */
+};
+
+struct exit {
+	u8 *at;
+	u64 rip;
+	u32 dirty;
+	bool save; /* flags to jt.flags first */
+};
+
+struct trans {
+	struct jit *j;
+	struct tb *tb;
+	struct emit e;
+	u32 key;
+	const u8 *hva_page;
+	unsigned n, n_slow, n_exit, n_range;
+	u64 end_rip;
+	bool host; /* the guest's flags are in the host's */
+	u8 *deep_at;
+	const u8 *deep_back;
+	u32 xvalid, xdirty; /* guest vector registers that are in the host's; of these, newer than v->fpu */
+	bool mx;            /* MXCSR is the guest's */
+	u32 call[TB_INSNS]; /* index + 1 */
+	/* from here on not cleared */
+	struct insn insn[TB_INSNS];
+	struct nat nat[TB_INSNS];
+	u64 rip[TB_INSNS];
+	u8 live_in[TB_INSNS], live_out[TB_INSNS], look_taken[TB_INSNS];
+	bool sys[TB_INSNS], host_after[TB_INSNS];
+	u32 xafter[TB_INSNS];
+	const u8 *resume[TB_INSNS];
+	struct slow slow[TB_INSNS * 4];
+	struct exit exit[TB_INSNS + 1];
+	struct range range[TB_RANGES];
+	u8 bytes[TB_INSNS * 15 + 16];
+};
+
+void flags_save(struct emit *e);
+void flags_restore(struct emit *e);
+void emit_ret_base(struct jit *j, struct emit *e);
+void emit_jump_stub(struct jit *j, struct emit *e);
+
+/* vec.c */
+void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
+void vec_begin(struct trans *c);
+void vec_emit(struct trans *c, unsigned k);
+void vec_flush(struct trans *c);           /* everything to v->fpu, nothing cached */
+void vec_spill(struct trans *c, u32 regs); /* stores them */
+void vec_reload(struct trans *c, u32 regs);
+
+#endif
