@@ -12,7 +12,7 @@ $(T)/iface $(T)/threads: $(T)/%: test/iface/%.c | $(BUILD)/.deps
 	@echo "  LINK $@"
 	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) $(TEST_INC) -MMD -MP -o $@ $< -lpthread
 
-$(T)/iface-linked $(T)/threads-linked: $(T)/%-linked: test/iface/%.c $(BUILD)/libdevkvm.a
+$(T)/iface-linked $(T)/threads-linked $(T)/fuzz-linked: $(T)/%-linked: test/iface/%.c $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a $(ENGINE_LIBS)
@@ -83,7 +83,7 @@ check-oracle: $(T)/system-oracle
 -include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
 	$(wildcard $(BUILD)/test/system/*.d)
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -94,6 +94,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'interface, linked$(NOTE)=$(T)/iface-linked' \
 	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
 	'engine: loop, MMIO, changing code$(NOTE)=$(ENGINE_TEST)' \
+	'random guests$(NOTE)=$(T)/fuzz-linked $$(date +%s) $(if $(SAN),400,1500)' \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
 
