@@ -730,9 +730,10 @@ int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p)
 	return fetch(v, lin, p);
 }
 
-void interp_bind(struct insn *i)
+bool interp_bind(struct insn *i)
 {
 	bind(i);
+	return i->fn != op_undefined;
 }
 
 u64 interp_epoch(const struct vcpu *v)

@@ -26,7 +26,7 @@ int interp_one_block(struct vcpu *v);                              /* one block,
 int interp_deliver(struct vcpu *v);                                /* v->excp, which a handler or a fetch raised */
 int interp_after(struct vcpu *v, const struct insn *i, int rc);    /* an instruction's handler returned `rc` */
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);         /* host pointer to code */
-void interp_bind(struct insn *i);                                  /* chooses the handler */
+bool interp_bind(struct insn *i);                                  /* chooses the handler */
 /* Counts entries to the loop, interrupts delivered, and changes of memory: code that others wrote is seen then. */
 u64 interp_epoch(const struct vcpu *v);
 /* mmu_ops.code_written of vCPUs that the interpreter runs. */

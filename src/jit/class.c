@@ -33,6 +33,8 @@ static void alu(const struct insn *i, struct nat *n, u8 fr, bool store)
 {
 	u8 o = i->opcode;
 
+	if (o == 0x82) /* 32-bit code's second 80: not there in 64-bit mode */
+		return;
 	rmw(n, fr, F_ALL);
 	n->size = n->rm_size = i->op[0].size;
 	if (o == 0xa8 || o == 0xa9 || (o < 0x40 && (o & 7) >= 4)) {

@@ -789,8 +789,13 @@ static void decode_block(struct trans *c)
 		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes + (off - start), room < 15 ? room : 15,
 		           i) < 0)
 			break;
-		interp_bind(i);
-		classify(i, c->key, &c->nat[k]);
+		if (interp_bind(i)) {
+			classify(i, c->key, &c->nat[k]);
+		} else {
+			memset(&c->nat[k], 0, sizeof(c->nat[k]));
+			c->nat[k].fr = F_ALL;
+			c->nat[k].ends = true;
+		}
 		if (c->nat[k].cls == K_HANDLER)
 			vec_classify(c, i, &c->nat[k]);
 		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
