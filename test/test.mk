@@ -80,10 +80,16 @@ check-oracle: $(T)/system-oracle
 	@test -x $(KVM_ORACLE) || { echo "check-oracle: no $(KVM_ORACLE); set KVM_ORACLE"; exit 1; }
 	$(KVM_ORACLE) $(foreach f,$(SYSTEM_DATA),-f $(f)) $< --data . $(ORACLE_ARGS)
 
+# The monitor's unpacking.
+$(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -o $@ $^ $(VMM_LIBS)
+
 -include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
 	$(wildcard $(BUILD)/test/system/*.d)
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -94,6 +100,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'interface, linked$(NOTE)=$(T)/iface-linked' \
 	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
 	'engine: loop, MMIO, changing code$(NOTE)=$(ENGINE_TEST)' \
+	'kernel formats$(NOTE)=$(T)/unpack' \
 	'random guests$(NOTE)=$(T)/fuzz-linked $$(date +%s) $(if $(SAN),400,1500)' \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'

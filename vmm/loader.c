@@ -131,11 +131,36 @@ static int load_segment(struct ram *ram, const uint8_t *image, size_t size, uint
 	return 0;
 }
 
+/* Program header `n` of a 64-bit or 32-bit ELF file, in the 64-bit form. False: outside the file. */
+static bool program_header(const uint8_t *image, size_t size, bool is64, unsigned n, Elf64_Phdr *out)
+{
+	const Elf64_Ehdr *e64 = (const void *)image;
+	const Elf32_Ehdr *e32 = (const void *)image;
+	uint64_t at = is64 ? e64->e_phoff + n * sizeof(Elf64_Phdr) : e32->e_phoff + n * sizeof(Elf32_Phdr);
+	Elf32_Phdr ph;
+
+	if (at > size - sizeof(*out))
+		return false;
+	if (is64) {
+		memcpy(out, image + at, sizeof(*out));
+		return true;
+	}
+	memcpy(&ph, image + at, sizeof(ph));
+	*out = (Elf64_Phdr){.p_type = ph.p_type,
+	                    .p_offset = ph.p_offset,
+	                    .p_paddr = ph.p_paddr,
+	                    .p_filesz = ph.p_filesz,
+	                    .p_memsz = ph.p_memsz};
+	return true;
+}
+
 /* An ELF vmlinux at its physical addresses. */
 static int load_elf(struct ram *ram, const uint8_t *image, size_t size, struct boot_entry *entry, uint64_t *end)
 {
 	const Elf64_Ehdr *e64 = (const void *)image;
 	const Elf32_Ehdr *e32 = (const void *)image;
+	unsigned count;
+	Elf64_Phdr ph;
 
 	if (size < sizeof(*e64) || memcmp(image, ELFMAG, SELFMAG) != 0 ||
 	    (image[EI_CLASS] != ELFCLASS64 && image[EI_CLASS] != ELFCLASS32)) {
@@ -143,33 +168,12 @@ static int load_elf(struct ram *ram, const uint8_t *image, size_t size, struct b
 		return -1;
 	}
 	entry->long_mode = image[EI_CLASS] == ELFCLASS64;
-	if (entry->long_mode) {
-		entry->rip = e64->e_entry;
-		for (unsigned n = 0; n < e64->e_phnum; n++) {
-			Elf64_Phdr ph;
-			uint64_t at = e64->e_phoff + n * sizeof(ph);
-
-			if (at > size - sizeof(ph))
-				break;
-			memcpy(&ph, image + at, sizeof(ph));
-			if (ph.p_type == PT_LOAD &&
-			    load_segment(ram, image, size, ph.p_offset, ph.p_filesz, ph.p_memsz, ph.p_paddr, end) < 0)
-				return -1;
-		}
-		return 0;
-	}
-	entry->rip = e32->e_entry;
-	for (unsigned n = 0; n < e32->e_phnum; n++) {
-		Elf32_Phdr ph;
-		uint64_t at = e32->e_phoff + n * sizeof(ph);
-
-		if (at > size - sizeof(ph))
-			break;
-		memcpy(&ph, image + at, sizeof(ph));
+	entry->rip = entry->long_mode ? e64->e_entry : e32->e_entry;
+	count = entry->long_mode ? e64->e_phnum : e32->e_phnum;
+	for (unsigned n = 0; n < count && program_header(image, size, entry->long_mode, n, &ph); n++)
 		if (ph.p_type == PT_LOAD &&
 		    load_segment(ram, image, size, ph.p_offset, ph.p_filesz, ph.p_memsz, ph.p_paddr, end) < 0)
 			return -1;
-	}
 	return 0;
 }
 

@@ -86,6 +86,20 @@ static int vcpu_get(struct vm *vm, u32 id, struct kvm_vcpu **out)
 	return 0;
 }
 
+/* Copies a request's structure in and locks the vCPU that it names at `vcpu_at`. */
+static long arg_get(struct vm *vm, unsigned long arg, void *buf, size_t size, size_t vcpu_at, struct kvm_vcpu **kv)
+{
+	u32 id;
+	long rc = user_read(buf, (void *)arg, size);
+
+	if (rc < 0)
+		return rc;
+	memcpy(&id, (u8 *)buf + vcpu_at, sizeof(id));
+	return vcpu_get(vm, id, kv);
+}
+
+#define ARG_GET(vm, arg, ptr, kv) arg_get(vm, arg, ptr, sizeof(*(ptr)), offsetof(__typeof__(*(ptr)), vcpu), kv)
+
 static void vcpu_put(struct kvm_vcpu *kv)
 {
 	pthread_mutex_unlock(&kv->lock);
@@ -285,11 +299,8 @@ static long get_regs(struct vm *vm, unsigned long arg)
 {
 	struct kvm_regs regs;
 	struct kvm_vcpu *kv;
-	long rc = user_read(&regs, (void *)arg, sizeof(regs));
+	long rc = ARG_GET(vm, arg, &regs, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, regs.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	for (unsigned n = 0; n < 16; n++)
@@ -304,11 +315,8 @@ static long set_regs(struct vm *vm, unsigned long arg)
 {
 	struct kvm_regs regs;
 	struct kvm_vcpu *kv;
-	long rc = user_read(&regs, (void *)arg, sizeof(regs));
+	long rc = ARG_GET(vm, arg, &regs, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, regs.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	for (unsigned n = 0; n < 16; n++)
@@ -379,11 +387,8 @@ static long get_sregs(struct vm *vm, unsigned long arg)
 	struct kvm_sregs s;
 	struct kvm_vcpu *kv;
 	struct vcpu *v;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
+	long rc = ARG_GET(vm, arg, &s, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, s.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	v = &kv->cpu;
@@ -408,11 +413,8 @@ static long set_sregs(struct vm *vm, unsigned long arg)
 	struct kvm_sregs s;
 	struct kvm_vcpu *kv;
 	struct vcpu *v;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
+	long rc = ARG_GET(vm, arg, &s, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, s.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	v = &kv->cpu;
@@ -437,11 +439,8 @@ static long translate(struct vm *vm, unsigned long arg)
 	struct kvm_vcpu *kv;
 	gpa_t gpa = 0;
 	bool writable = false, user = false;
-	long rc = user_read(&t, (void *)arg, sizeof(t));
+	long rc = ARG_GET(vm, arg, &t, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, t.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&vm->lock);
@@ -477,11 +476,8 @@ static long debug_guest(struct vm *vm, unsigned long arg)
 	struct kvm_debug_guest d;
 	struct kvm_vcpu *kv;
 	struct guest_debug *g;
-	long rc = user_read(&d, (void *)arg, sizeof(d));
+	long rc = ARG_GET(vm, arg, &d, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, d.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	g = &kv->cpu.gdbg;
@@ -607,11 +603,8 @@ static long do_run(struct vm *vm, unsigned long arg)
 {
 	struct kvm_run run;
 	struct kvm_vcpu *kv;
-	long rc = user_read(&run, (void *)arg, sizeof(run));
+	long rc = ARG_GET(vm, arg, &run, &kv);
 
-	if (rc < 0)
-		return rc;
-	rc = vcpu_get(vm, run.vcpu, &kv);
 	if (rc < 0)
 		return rc;
 	rc = run_locked(kv, &run);
