@@ -31,6 +31,8 @@ u32 jit_key(const struct vcpu *v)
 		key |= KEY_USER;
 	if (!(v->cr0 & (CR0_EM | CR0_TS)) && (v->cr4 & CR4_OSFXSR)) {
 		key |= KEY_SSE;
+		if ((v->fpu.mxcsr & 0x1f80) == 0x1f80)
+			key |= KEY_FP;
 		if ((v->cr4 & CR4_OSXSAVE) && (v->fpu.xcr0 & (XCR0_SSE | XCR0_AVX)) == (XCR0_SSE | XCR0_AVX))
 			key |= KEY_AVX;
 	}
@@ -143,17 +145,12 @@ void jit_emit_stubs(struct jit *j)
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);
-	/* mx_stub: the guest's MXCSR, please. */
+	/* mx_stub: the guest's MXCSR, please. Touches nothing else. */
 	j->mx_stub = emit_rx(e);
-	spill_all(e);
-	emit_mov(e, H_RDI, H_R15);
-	emit_mov(e, H_RBX, H_RSP);
-	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP));
-	e1(e, 0xf0);
-	emit_const(e, H_RAX, (u64)(uintptr_t)jit_mx_on);
-	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
-	emit_mov(e, H_RSP, H_RBX);
-	reload_all(e);
+	encode(e, 0, 1, 0xae, 3, rm_mem(H_R15, VOFF(jt.mxcsr_host)));
+	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(fpu.mxcsr)));
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.mxcsr_on)));
+	e4(e, 1);
 	e1(e, 0xc3);
 	/* enter(v, code) */
 	j->enter = emit_rx(e);
@@ -172,14 +169,6 @@ void jit_emit_stubs(struct jit *j)
 }
 
 /* ---- MXCSR ------------------------------------------------------------------------------------------------------ */
-
-u32 jit_mx_on(struct vcpu *v)
-{
-	asm volatile("stmxcsr %0" : "=m"(v->jt.mxcsr_host));
-	asm volatile("ldmxcsr %0" : : "m"(v->fpu.mxcsr));
-	v->jt.mxcsr_on = 1;
-	return 0;
-}
 
 void jit_mx_off(struct vcpu *v)
 {
@@ -238,7 +227,7 @@ static int run_blocks(struct vcpu *v)
 			return interp_one_block(v);
 		}
 		check_world(v, j);
-		v->jt.key = (u64)(key | j->gen << 7) << 48;
+		v->jt.key = (u64)(key | j->gen << 8) << 48;
 		rc = tb_find(v, key, &tb);
 		if (unlikely(rc != STEP_OK))
 			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;

@@ -45,7 +45,8 @@
 #define KEY_AVX BIT(4)
 #define KEY_CPL0 BIT(5)
 #define KEY_USER BIT(6) /* fetches are CPL 3's */
-#define KEY_NONE 0x80u  /* not for the translator */
+#define KEY_FP BIT(7)   /* all SSE exceptions are masked */
+#define KEY_NONE 0x100u /* not for the translator */
 
 /* Why translated code returned (eax). */
 enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
@@ -155,7 +156,6 @@ typedef u32 (*enter_fn)(struct vcpu *v, const u8 *code);
 /* helper.c */
 u32 jit_key(const struct vcpu *v);
 u32 jit_call(struct vcpu *v, u32 idx);
-u32 jit_mx_on(struct vcpu *v);
 void jit_mx_off(struct vcpu *v);
 void jit_emit_stubs(struct jit *j);
 

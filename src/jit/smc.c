@@ -155,7 +155,7 @@ void page_validate(struct jit *j, struct jpage *p)
 		recount(p);
 		tb_new_gen(j);
 		/* The caller goes on under the new generation. */
-		j->v->jt.key = (j->v->jt.key & (0x7full << 48)) | (u64)j->gen << 55;
+		j->v->jt.key = (j->v->jt.key & (0xffull << 48)) | (u64)j->gen << 56;
 	}
 	p->epoch = j->epoch;
 }

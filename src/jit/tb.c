@@ -127,7 +127,7 @@ void tb_new_gen(struct jit *j)
 {
 	j->n.gens++;
 	/* Tags differ in bits 48-62 by key and generation, never in all of bits 48-63: two addresses cannot collide. */
-	j->gen = (j->gen + 1) & 0xff;
+	j->gen = (j->gen + 1) & 0x7f;
 	if (j->gen == 0)
 		memset(j->front->jc, 0xff, sizeof(j->front->jc));
 	memset(j->front->jp, 0xff, sizeof(j->front->jp));

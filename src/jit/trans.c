@@ -20,7 +20,7 @@ static const u8 host_of[16] = {H_RAX,  H_RCX, H_RDX,  H_RBX,  H_R14, H_RBP, H_RS
 /* ---- registers and flags ---------------------------------------------------------------------------------------- */
 
 /* Host register of guest register g; one that lives in memory goes through `scratch`, loaded when `load`. */
-static unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load)
+unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load)
 {
 	if (host_of[g] != H_NONE)
 		return host_of[g];
@@ -29,7 +29,7 @@ static unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load)
 	return scratch;
 }
 
-static void reg_out(struct trans *c, unsigned g, unsigned scratch)
+void reg_out(struct trans *c, unsigned g, unsigned scratch)
 {
 	if (host_of[g] == H_NONE)
 		emit_store(&c->e, H_R15, (s32)(g * 8), scratch);
@@ -57,7 +57,7 @@ void flags_restore(struct emit *e)
 }
 
 /* Flags are about to be destroyed by us. */
-static void flags_give(struct trans *c, unsigned k)
+void flags_give(struct trans *c, unsigned k)
 {
 	if (c->host && c->live_in[k])
 		flags_save(&c->e);
@@ -65,7 +65,7 @@ static void flags_give(struct trans *c, unsigned k)
 }
 
 /* Instruction k needs, or must keep parts of, the guest's flags in the host's. */
-static void flags_want(struct trans *c, unsigned k)
+void flags_want(struct trans *c, unsigned k)
 {
 	const struct nat *n = &c->nat[k];
 
@@ -96,7 +96,7 @@ static u32 call_of(struct trans *c, unsigned k)
 }
 
 /* Effective (linear) address of the memory operand into R8. Uses R10. Changes flags only with FS and GS. */
-static void emit_ea(struct trans *c, unsigned k)
+void emit_ea(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
 	struct emit *e = &c->e;
@@ -126,7 +126,7 @@ static void emit_ea(struct trans *c, unsigned k)
 }
 
 /* Out of line: gives the instruction to its handler, then goes on behind it. */
-static void slow_at(struct trans *c, unsigned k, u8 *at)
+void slow_at(struct trans *c, unsigned k, u8 *at)
 {
 	struct slow *s = &c->slow[c->n_slow++];
 
@@ -137,7 +137,7 @@ static void slow_at(struct trans *c, unsigned k, u8 *at)
 }
 
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
-static void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
 	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
@@ -342,6 +342,7 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->rip = rip;
 	x->save = c->host && live;
 	x->dirty = c->xdirty;
+	x->valid = c->xvalid;
 }
 
 /* [rip + displacement to `at`] as the operand of a 64-bit CMP with `reg`. */
@@ -593,6 +594,8 @@ static void emit_insn(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 	unsigned hr;
 
+	if (n->ends && n->cls != K_JMP)
+		vec_flush(c);
 	switch (n->cls) {
 	case K_MODRM:
 		emit_modrm_insn(c, k);
@@ -772,6 +775,17 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 
 static bool is_sys(const struct insn *i)
 {
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_LDMXCSR:
+	case ZYDIS_MNEMONIC_VLDMXCSR:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+	case ZYDIS_MNEMONIC_XRSTORS:
+	case ZYDIS_MNEMONIC_XRSTORS64:
+		return true; /* KEY_FP */
+	}
 	return op_sys_find(i) || op_flow_find(i);
 }
 
@@ -852,6 +866,8 @@ static void emit_slow(struct trans *c, const struct slow *s)
 	if (c->nat[s->k].ends) /* a branch never comes back here */
 		return;
 	vec_reload(c, c->xafter[s->k]);
+	if (c->mx_after[s->k])
+		vec_mx_on(c);
 	if (c->host_after[s->k])
 		flags_restore(e);
 	emit_jmp(e, 0xe9, c->resume[s->k]);
@@ -871,11 +887,13 @@ static void emit_out_of_line(struct trans *c)
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
-		if (x->save || x->dirty) {
+		if (x->save || x->dirty || (c->wide && x->valid)) {
 			patch_rel(x->at, e->delta, emit_rx(e));
 			if (x->save)
 				flags_save(e);
 			vec_spill(c, x->dirty);
+			if (x->valid)
+				vec_end(c);
 			x->at = NULL;
 		}
 		emit_exit(c, x->at, x->rip);
@@ -966,6 +984,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		c->resume[k] = emit_rx(e);
 		c->host_after[k] = c->host && c->live_out[k];
 		c->xafter[k] = c->xvalid;
+		c->mx_after[k] = c->mx;
 	}
 	if (!c->nat[c->n - 1].ends) {
 		if (c->host && c->live_out[c->n - 1])

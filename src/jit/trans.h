@@ -20,7 +20,7 @@ struct slow {
 struct exit {
 	u8 *at;
 	u64 rip;
-	u32 dirty;
+	u32 dirty, valid;
 	bool save; /* flags to jt.flags first */
 };
 
@@ -37,13 +37,14 @@ struct trans {
 	const u8 *deep_back;
 	u32 xvalid, xdirty; /* guest vector registers that are in the host's; of these, newer than v->fpu */
 	bool mx;            /* MXCSR is the guest's */
+	bool wide;          /* vector registers are moved as YMM */
 	u32 call[TB_INSNS]; /* index + 1 */
 	/* from here on not cleared */
 	struct insn insn[TB_INSNS];
 	struct nat nat[TB_INSNS];
 	u64 rip[TB_INSNS];
 	u8 live_in[TB_INSNS], live_out[TB_INSNS], look_taken[TB_INSNS];
-	bool sys[TB_INSNS], host_after[TB_INSNS];
+	bool sys[TB_INSNS], host_after[TB_INSNS], mx_after[TB_INSNS];
 	u32 xafter[TB_INSNS];
 	const u8 *resume[TB_INSNS];
 	struct slow slow[TB_INSNS * 4];
@@ -55,6 +56,13 @@ struct trans {
 void flags_save(struct emit *e);
 void flags_restore(struct emit *e);
 void emit_ret_base(struct jit *j, struct emit *e);
+unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load);
+void reg_out(struct trans *c, unsigned g, unsigned scratch);
+void flags_give(struct trans *c, unsigned k);
+void flags_want(struct trans *c, unsigned k);
+void emit_ea(struct trans *c, unsigned k);
+void slow_at(struct trans *c, unsigned k, u8 *at);
+void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_jump_stub(struct jit *j, struct emit *e);
 
 /* vec.c */
@@ -64,5 +72,7 @@ void vec_emit(struct trans *c, unsigned k);
 void vec_flush(struct trans *c);           /* everything to v->fpu, nothing cached */
 void vec_spill(struct trans *c, u32 regs); /* stores them */
 void vec_reload(struct trans *c, u32 regs);
+void vec_end(struct trans *c);   /* registers are stored: what else must happen before other code runs */
+void vec_mx_on(struct trans *c); /* loads the guest's MXCSR */
 
 #endif

@@ -1,28 +1,470 @@
 /*
- * vec.c: vector instructions inside translated code.
+ * vec.c: SSE and AVX instructions inside translated code.
+ *
+ * The guest's instruction runs as it is; its vector registers are loaded from v->fpu into the host registers of the
+ * same number at their first use in a block and stored back where the block is left or a handler runs (c->xvalid,
+ * c->xdirty). In a block with VEX instructions whole YMM registers are moved (c->wide), else the XMM halves, which
+ * leaves the upper halves in memory as they are.
+ *
+ * Floating point runs under the guest's MXCSR: jt.mxcsr_on says that it is loaded; c->mx, that this is certain here.
+ * Blocks are only translated this way while every exception is masked (KEY_FP); else the handlers do it.
  */
+#include <Zydis/MetaInfo.h>
+
 #include "trans.h"
+
+struct venc {
+	bool vex, w;
+	u8 pp;        /* 0, 1 = 66, 2 = F3, 3 = F2 */
+	u8 vvvv, rex; /* rex: R X B in REX form */
+};
+
+static void read_venc(const struct trans *c, const struct insn *i, struct venc *e)
+{
+	const u8 *p = i->raw + i->raw_prefixes;
+
+	memset(e, 0, sizeof(*e));
+	e->vex = i->flags & INSN_VEX;
+	if (e->vex) {
+		u8 last = p[0] == 0xc4 ? p[2] : p[1];
+
+		e->pp = last & 3;
+		e->vvvv = (last >> 3 & 15) ^ 15;
+		e->rex = (p[1] & 0x80) ? 0 : 4;
+		if (p[0] == 0xc4) {
+			e->w = p[2] >> 7;
+			e->rex |= (p[1] & 0x20) ? 0 : 1;
+		}
+		return;
+	}
+	for (unsigned n = 0; n < i->raw_prefixes; n++) {
+		if (i->raw[n] == 0xf3)
+			e->pp = 2;
+		else if (i->raw[n] == 0xf2)
+			e->pp = 3;
+		else if (i->raw[n] == 0x66 && !e->pp)
+			e->pp = 1;
+	}
+	if ((c->key & KEY_64) && (p[0] & 0xf0) == 0x40) {
+		e->rex = p[0] & 5;
+		e->w = p[0] & 8;
+	}
+}
+
+/* What a form does; all zero: not for us. */
+#define V_OK BIT(0)
+#define V_FP BIT(1)    /* MXCSR */
+#define V_STORE BIT(2) /* destination is ModRM.rm */
+#define V_WO BIT(3)    /* legacy form that does not read its destination */
+#define V_GREG BIT(4)  /* ModRM.reg is a general register */
+#define V_GRM BIT(5)   /* ModRM.rm is one when it is not memory */
+#define V_DIGIT BIT(6) /* ModRM.reg extends the opcode; rm (VEX: vvvv) is the destination */
+#define V_FLAGS BIT(7) /* result in RFLAGS */
+#define V_XMM0 BIT(8)  /* reads XMM0 */
+#define V_RMW BIT(9)   /* VEX form that reads its destination */
+#define V_CMP BIT(10)  /* no destination but the flags */
+#define V_FLAGS_CMP (V_FLAGS | V_CMP)
+
+static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
+{
+	switch (o) {
+	case 0x10:
+		return V_OK | (mem || pp < 2 ? V_WO : 0);
+	case 0x11:
+		/* Between registers F3 and F2 merge: leave that to the handler. */
+		return mem || pp < 2 ? V_OK | V_STORE : 0;
+	case 0x12:
+	case 0x16:
+		return V_OK | (pp >= 2 ? V_WO : 0);
+	case 0x13:
+	case 0x17:
+	case 0x29:
+	case 0x2b:
+	case 0xe7:
+		return V_OK | V_STORE;
+	case 0x14:
+	case 0x15:
+	case 0xc6:
+		return V_OK;
+	case 0x28:
+		return V_OK | V_WO;
+	case 0x2a:
+		return pp >= 2 ? V_OK | V_FP | V_GRM : 0;
+	case 0x2c:
+	case 0x2d:
+		return pp >= 2 ? V_OK | V_FP | V_GREG : 0;
+	case 0x2e:
+	case 0x2f:
+		return V_OK | V_FP | V_FLAGS_CMP;
+	case 0x50:
+		return V_OK | V_GREG;
+	case 0x51:
+		return V_OK | V_FP | (pp < 2 ? V_WO : 0);
+	case 0x5a:
+	case 0x5b:
+		return pp < 2 || o == 0x5b ? V_OK | V_FP | V_WO : V_OK | V_FP;
+	case 0x54:
+	case 0x55:
+	case 0x56:
+	case 0x57:
+		return V_OK;
+	case 0x52:
+	case 0x53:
+	case 0x58:
+	case 0x59:
+	case 0x5c:
+	case 0x5d:
+	case 0x5e:
+	case 0x5f:
+	case 0x7c:
+	case 0x7d:
+	case 0xc2:
+	case 0xd0:
+		return V_OK | V_FP;
+	case 0xe6:
+		return V_OK | V_FP | V_WO;
+	case 0x6e:
+		return pp == 1 ? V_OK | V_GRM | V_WO : 0;
+	case 0x7e:
+		return pp == 1 ? V_OK | V_GRM | V_STORE : pp == 2 ? V_OK | V_WO : 0;
+	case 0x6f:
+		return pp == 1 || pp == 2 ? V_OK | V_WO : 0;
+	case 0x7f:
+		return pp == 1 || pp == 2 ? V_OK | V_STORE : 0;
+	case 0x70:
+		return pp ? V_OK | V_WO : 0;
+	case 0x71:
+	case 0x72:
+	case 0x73:
+		return pp == 1 ? V_OK | V_DIGIT : 0;
+	case 0xc4:
+		return pp == 1 ? V_OK | V_GRM : 0;
+	case 0xc5:
+	case 0xd7:
+		return pp == 1 ? V_OK | V_GREG : 0;
+	case 0xd6:
+		return pp == 1 ? V_OK | V_STORE : 0;
+	case 0xf0:
+		return pp == 3 ? V_OK | V_WO : 0;
+	case 0xf7:
+		return 0;
+	}
+	if (pp == 1 && ((o >= 0x60 && o <= 0x6d) || (o >= 0x74 && o <= 0x76) || (o >= 0xd1 && o <= 0xfe)))
+		return V_OK;
+	return 0;
+}
+
+static u32 form_map2(u8 o, u8 pp, bool vex)
+{
+	if (pp != 1)
+		return 0;
+	if (o <= 0x0b || (o >= 0x1c && o <= 0x1e) || o == 0x28 || o == 0x29 || o == 0x2b || (o >= 0x37 && o <= 0x40) ||
+	    (o >= 0xdb && o <= 0xdf))
+		return o >= 0x1c && o <= 0x1e ? V_OK | V_WO : V_OK;
+	if ((o >= 0x20 && o <= 0x25) || (o >= 0x30 && o <= 0x35) || o == 0x2a || o == 0x41)
+		return V_OK | V_WO;
+	if (o == 0x17)
+		return V_OK | V_FLAGS_CMP;
+	if (!vex)
+		return o == 0x10 || o == 0x14 || o == 0x15 ? V_OK | V_XMM0 : 0;
+	if ((o >= 0x96 && o <= 0x9f) || (o >= 0xa6 && o <= 0xaf) || (o >= 0xb6 && o <= 0xbf))
+		return V_OK | V_FP | V_RMW;
+	if ((o >= 0x0c && o <= 0x0d) || o == 0x16 || o == 0x18 || o == 0x19 || o == 0x1a || o == 0x36 ||
+	    (o >= 0x45 && o <= 0x47) || (o >= 0x58 && o <= 0x5a) || o == 0x78 || o == 0x79)
+		return V_OK;
+	return 0;
+}
+
+static u32 form_map3(u8 o, u8 pp, bool vex)
+{
+	if (pp != 1)
+		return 0;
+	if (o >= 0x08 && o <= 0x0b)
+		return V_OK | V_FP;
+	if ((o >= 0x0c && o <= 0x0f) || o == 0x42 || o == 0x44)
+		return V_OK;
+	if (o == 0x40 || o == 0x41)
+		return V_OK | V_FP;
+	if (o >= 0x14 && o <= 0x17)
+		return V_OK | V_STORE | V_GRM;
+	if (o == 0x20 || o == 0x22)
+		return V_OK | V_GRM;
+	if (o == 0x21)
+		return V_OK;
+	if (o == 0xdf)
+		return V_OK | V_WO;
+	if (!vex)
+		return 0;
+	if (o <= 0x02 || (o >= 0x04 && o <= 0x06) || o == 0x18 || o == 0x38 || o == 0x46)
+		return V_OK;
+	if (o == 0x19 || o == 0x39)
+		return V_OK | V_STORE;
+	return 0;
+}
+
+static u32 form(const struct insn *i, const struct venc *e)
+{
+	bool mem = i->flags & INSN_MEM;
+
+	switch (i->map) {
+	case 1:
+		return form_map1(i->opcode, e->pp, e->vex, mem);
+	case 2:
+		return form_map2(i->opcode, e->pp, e->vex);
+	case 3:
+		return form_map3(i->opcode, e->pp, e->vex);
+	}
+	return 0;
+}
+
+static bool is_vector_isa(u16 isa)
+{
+	switch (isa) {
+	case ZYDIS_ISA_SET_SSE:
+	case ZYDIS_ISA_SET_SSE2:
+	case ZYDIS_ISA_SET_SSE3:
+	case ZYDIS_ISA_SET_SSSE3:
+	case ZYDIS_ISA_SET_SSE4:
+	case ZYDIS_ISA_SET_SSE42:
+	case ZYDIS_ISA_SET_AES:
+	case ZYDIS_ISA_SET_PCLMULQDQ:
+	case ZYDIS_ISA_SET_AVX:
+	case ZYDIS_ISA_SET_AVX2:
+	case ZYDIS_ISA_SET_AVXAES:
+	case ZYDIS_ISA_SET_FMA:
+		return true;
+	}
+	return false;
+}
+
+static unsigned mem_size(const struct insn *i)
+{
+	for (unsigned k = 0; k < i->nops; k++)
+		if (i->op[k].kind == OPK_MEM)
+			return i->op[k].size;
+	return 0;
+}
+
+/* May a legacy 16-byte memory operand be misaligned? */
+static bool unaligned_ok(u16 mnemonic)
+{
+	switch (mnemonic) {
+	case ZYDIS_MNEMONIC_MOVUPS:
+	case ZYDIS_MNEMONIC_MOVUPD:
+	case ZYDIS_MNEMONIC_MOVDQU:
+	case ZYDIS_MNEMONIC_LDDQU:
+		return true;
+	}
+	return false;
+}
+
+static unsigned alignment(const struct insn *i, unsigned size)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_VMOVAPS:
+	case ZYDIS_MNEMONIC_VMOVAPD:
+	case ZYDIS_MNEMONIC_VMOVDQA:
+	case ZYDIS_MNEMONIC_VMOVNTPS:
+	case ZYDIS_MNEMONIC_VMOVNTPD:
+	case ZYDIS_MNEMONIC_VMOVNTDQ:
+	case ZYDIS_MNEMONIC_VMOVNTDQA:
+		return size;
+	}
+	return !(i->flags & INSN_VEX) && size == 16 && !unaligned_ok(i->mnemonic) ? 16 : 1;
+}
 
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 {
+	bool vector = false;
+	struct venc e;
+	unsigned size;
+	u32 f;
+
+	if (!(c->key & KEY_SSE) || !is_vector_isa(i->isa))
+		return;
+	if ((i->flags & INSN_VEX) && !(c->key & KEY_AVX))
+		return;
+	for (unsigned k = 0; k < i->nops; k++) {
+		u8 kind = i->op[k].kind;
+
+		vector |= kind == OPK_XMM || kind == OPK_YMM;
+		if (kind != OPK_XMM && kind != OPK_YMM && kind != OPK_MEM && kind != OPK_GPR && kind != OPK_IMM)
+			return;
+	}
+	read_venc(c, i, &e);
+	f = form(i, &e);
+	if (!vector || !f || ((f & V_FP) && !(c->key & KEY_FP)))
+		return;
+	/* General registers are as wide as W says only in 64-bit mode. */
+	if (!(c->key & KEY_64) && e.w)
+		return;
+	if (i->flags & INSN_MEM) {
+		size = mem_size(i);
+		if (!size || size > 32 || (size & (size - 1)) || i->asize == 2 || (f & V_DIGIT))
+			return;
+		if (!(c->key & KEY_64) && (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS))
+			return;
+	}
+	memset(n, 0, sizeof(*n));
+	n->cls = e.vex ? K_VEX : K_SSE;
+	n->fp = f & V_FP;
+	if (f & V_FLAGS) {
+		n->fmod = true;
+		n->fw = F_ALL;
+	}
 }
 
-void vec_begin(struct trans *c)
-{
-}
+/* ---- the cache of registers ------------------------------------------------------------------------------------- */
 
-void vec_emit(struct trans *c, unsigned k)
+static void move_reg(struct trans *c, unsigned x, bool store)
 {
-}
+	struct rm rm = rm_mem(H_R15, VOFF(fpu.ymm) + (s32)x * 32);
 
-void vec_flush(struct trans *c)
-{
+	if (c->wide)
+		encode_vex(&c->e, false, true, 0, 1, store ? 0x11 : 0x10, x, 0, rm);
+	else
+		encode(&c->e, 0, 1, store ? 0x11 : 0x10, x, rm);
 }
 
 void vec_spill(struct trans *c, u32 regs)
 {
+	for (unsigned x = 0; x < 16; x++)
+		if (regs & 1u << x)
+			move_reg(c, x, true);
 }
 
 void vec_reload(struct trans *c, u32 regs)
 {
+	for (unsigned x = 0; x < 16; x++)
+		if (regs & 1u << x)
+			move_reg(c, x, false);
+}
+
+void vec_end(struct trans *c)
+{
+	if (c->wide) { /* vzeroupper */
+		e1(&c->e, 0xc5);
+		e1(&c->e, 0xf8);
+		e1(&c->e, 0x77);
+	}
+}
+
+void vec_flush(struct trans *c)
+{
+	vec_spill(c, c->xdirty);
+	if (c->xvalid)
+		vec_end(c);
+	c->xvalid = c->xdirty = 0;
+	c->mx = false;
+}
+
+void vec_begin(struct trans *c)
+{
+	for (unsigned k = 0; k < c->n; k++)
+		c->wide |= c->nat[k].cls == K_VEX;
+}
+
+static void want(struct trans *c, unsigned x)
+{
+	if (!(c->xvalid & 1u << x))
+		move_reg(c, x, false);
+	c->xvalid |= 1u << x;
+}
+
+static void made(struct trans *c, unsigned x)
+{
+	c->xvalid |= 1u << x;
+	c->xdirty |= 1u << x;
+}
+
+void vec_mx_on(struct trans *c)
+{
+	emit_jmp(&c->e, 0xe8, c->j->mx_stub);
+}
+
+/* ---- one instruction -------------------------------------------------------------------------------------------- */
+
+void vec_emit(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+	bool mem = i->flags & INSN_MEM, reads_reg;
+	unsigned reg, rmreg, flags, size = 0;
+	struct venc v;
+	struct rm rm;
+	u32 f;
+
+	read_venc(c, i, &v);
+	f = form(i, &v);
+	reg = (i->modrm >> 3 & 7) | (v.rex & 4) << 1;
+	rmreg = (i->modrm & 7) | (v.rex & 1) << 3;
+	if (mem || (c->nat[k].fp && !c->mx))
+		flags_give(c, k);
+	if (c->nat[k].fp && !c->mx) {
+		u8 *skip;
+
+		e1(e, 0x41); /* cmp dword [r15 + jt.mxcsr_on], 0 */
+		e1(e, 0x83);
+		e1(e, 0xbf);
+		e4(e, (u32)VOFF(jt.mxcsr_on));
+		e1(e, 0);
+		skip = emit_jcc(e, 5, NULL);
+		vec_mx_on(c);
+		patch_rel(skip, e->delta, emit_rx(e));
+		c->mx = true;
+	}
+	if (mem) {
+		unsigned align;
+
+		size = mem_size(i);
+		align = alignment(i, size);
+		emit_ea(c, k);
+		if (align > 1) {
+			e1(e, 0x41); /* test r8b, align - 1 */
+			e1(e, 0xf6);
+			e1(e, 0xc0);
+			e1(e, (u8)(align - 1));
+			slow_at(c, k, emit_jcc(e, 5, NULL));
+		}
+		emit_check(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
+		rm = rm_sib(H_R8, H_R11, 0, 0);
+	} else if (f & V_GRM) {
+		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
+	} else {
+		if (!(f & V_STORE) || (f & V_DIGIT))
+			want(c, rmreg);
+		rm = rm_reg(rmreg);
+	}
+	flags_want(c, k);
+	reads_reg = f & (V_STORE | V_CMP) || (v.vex ? f & V_RMW : !(f & V_WO));
+	if (f & V_DIGIT)
+		reg = i->modrm >> 3 & 7;
+	else if (f & V_GREG)
+		reg = reg_in(c, reg, H_R10, false);
+	else if (reads_reg)
+		want(c, reg);
+	if (f & V_XMM0)
+		want(c, 0);
+	if (v.vex && !(f & V_DIGIT))
+		want(c, v.vvvv);
+	if (v.vex) {
+		encode_vex(e, v.w, i->vl == 32, v.pp, i->map, i->opcode, reg, v.vvvv, rm);
+	} else {
+		flags = (v.pp == 1 ? ENC_66 : v.pp == 2 ? ENC_F3 : v.pp == 3 ? ENC_F2 : 0) | (v.w ? ENC_W : 0);
+		encode(e, (unsigned)flags, i->map, i->opcode, reg, rm);
+	}
+	if (i->off_imm)
+		e1(e, i->raw[i->len - 1]);
+	if (f & V_DIGIT) {
+		made(c, v.vex ? v.vvvv : rmreg);
+	} else if (f & V_GREG) {
+		reg_out(c, (i->modrm >> 3 & 7) | (v.rex & 4) << 1, H_R10);
+	} else if (f & V_STORE) {
+		if (!mem && (f & V_GRM))
+			reg_out(c, rmreg, H_R11);
+		else if (!mem)
+			made(c, rmreg);
+	} else if (!(f & V_CMP)) {
+		made(c, reg);
+	}
 }
