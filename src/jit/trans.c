@@ -343,6 +343,8 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->save = c->host && live;
 	x->dirty = c->xdirty;
 	x->valid = c->xvalid;
+	x->poll = c->after_sti;
+	x->lookup = false;
 }
 
 /* [rip + displacement to `at`] as the operand of a 64-bit CMP with `reg`. */
@@ -578,6 +580,23 @@ static void emit_handler(struct trans *c, unsigned k)
 	emit_const(e, H_R8, call_of(c, k));
 	emit_jmp(e, 0xe8, c->j->call_stub);
 	c->j->n.handler_insns++;
+}
+
+/* Behind the instruction that an STI shadows: an interrupt may come now. */
+static void emit_poll(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	if (c->host && c->live_out[k])
+		flags_save(e);
+	c->host = false;
+	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(events));
+	e1(e, 0);
+	exit_at(c, emit_jcc(e, 5, NULL), wrap(c, c->rip[k] + c->insn[k].len), 0);
+	c->exit[c->n_exit - 1].lookup = true;
 }
 
 static void emit_rflags(struct trans *c, unsigned k, u8 digit, u32 imm)
@@ -876,6 +895,7 @@ static void emit_slow(struct trans *c, const struct slow *s)
 static void emit_out_of_line(struct trans *c)
 {
 	struct emit *e = &c->e;
+	u32 site;
 
 	for (unsigned n = 0; n < c->n_slow; n++)
 		emit_slow(c, &c->slow[n]);
@@ -887,7 +907,7 @@ static void emit_out_of_line(struct trans *c)
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
-		if (x->save || x->dirty || (c->wide && x->valid)) {
+		if (x->lookup || x->save || x->dirty || (c->wide && x->valid)) {
 			patch_rel(x->at, e->delta, emit_rx(e));
 			if (x->save)
 				flags_save(e);
@@ -896,7 +916,14 @@ static void emit_out_of_line(struct trans *c)
 				vec_end(c);
 			x->at = NULL;
 		}
+		if (x->lookup) {
+			emit_const(e, H_R8, x->rip);
+			emit_jmp(e, 0xe9, c->j->leave_lookup);
+			continue;
+		}
+		site = c->j->n_sites;
 		emit_exit(c, x->at, x->rip);
+		c->j->sites[site].poll |= x->poll;
 	}
 }
 
@@ -980,7 +1007,10 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	}
 	vec_begin(c);
 	for (unsigned k = 0; k < c->n; k++) {
+		c->after_sti = k && c->nat[k - 1].cls == K_STI;
 		emit_insn(c, k);
+		if (c->after_sti && !c->nat[k].ends)
+			emit_poll(c, k);
 		c->resume[k] = emit_rx(e);
 		c->host_after[k] = c->host && c->live_out[k];
 		c->xafter[k] = c->xvalid;

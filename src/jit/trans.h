@@ -21,7 +21,9 @@ struct exit {
 	u8 *at;
 	u64 rip;
 	u32 dirty, valid;
-	bool save; /* flags to jt.flags first */
+	bool save;   /* flags to jt.flags first */
+	bool poll;   /* look at events whatever the direction */
+	bool lookup; /* to the dispatcher, unlinked */
 };
 
 struct trans {
@@ -37,6 +39,7 @@ struct trans {
 	const u8 *deep_back;
 	u32 xvalid, xdirty; /* guest vector registers that are in the host's; of these, newer than v->fpu */
 	bool mx;            /* MXCSR is the guest's */
+	bool after_sti;     /* the previous instruction was an STI: its shadow ends behind this one */
 	bool wide;          /* vector registers are moved as YMM */
 	u32 call[TB_INSNS]; /* index + 1 */
 	/* from here on not cleared */
@@ -48,7 +51,7 @@ struct trans {
 	u32 xafter[TB_INSNS];
 	const u8 *resume[TB_INSNS];
 	struct slow slow[TB_INSNS * 4];
-	struct exit exit[TB_INSNS + 1];
+	struct exit exit[TB_INSNS * 2 + 1];
 	struct range range[TB_RANGES];
 	u8 bytes[TB_INSNS * 15 + 16];
 };
