@@ -2,6 +2,8 @@
  * usercopy.h: reading and writing the client's structures without trusting its pointers.
  *
  * The client's memory is our own process' memory, but a bad pointer must be -EFAULT, as in a kernel, and not a crash.
+ * Where the front handles SIGSEGV and SIGBUS (user_guarded), the copy is plain instructions and a fault in them is
+ * turned into -EFAULT by user_fault(); else the kernel does the copy for us, at the price of a system call.
  */
 #ifndef DEVKVM_BASE_USERCOPY_H
 #define DEVKVM_BASE_USERCOPY_H
@@ -11,5 +13,10 @@
 /* Copies `n` bytes from / to client memory. 0, or -EFAULT (then nothing was written when the whole range is bad). */
 int user_read(void *dst, const void *user, size_t n);
 int user_write(void *user, const void *src, size_t n);
+
+/* For the handler of SIGSEGV and SIGBUS: when `rip` lies in a guarded copy, where to go on instead; else 0. */
+u64 user_fault(u64 rip);
+/* Such a handler is installed in this process (or no longer). */
+void user_guarded(bool on);
 
 #endif

@@ -10,6 +10,9 @@
  * the engine is told to leave, and signal_release() sends the signal again once KVM_RUN is over. So handlers, masks,
  * alternate stacks and siglongjmp work as on a kernel.
  *
+ * SIGSEGV and SIGBUS are always ours once the library is in use: a fault in a copy from or to the client
+ * (base/usercopy.h) becomes EFAULT; every other one is the client's, with the default action too.
+ *
  * Invariant: SA_RESETHAND is never given to the kernel for a wrapped handler; it is done here, when the handler runs.
  */
 #define _GNU_SOURCE
@@ -22,6 +25,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "../base/usercopy.h"
 #include "../kvm/kvm.h"
 
 /* glibc's own name for its sigaction, which ours hides. */
@@ -38,14 +42,38 @@ static _Thread_local struct {
 	sigset_t mask; /* the thread's mask before */
 } held __attribute__((tls_model("initial-exec")));
 
+/* The signals that stay wrapped whatever the client wants. */
+static bool is_guarded(int sig)
+{
+	return sig == SIGSEGV || sig == SIGBUS;
+}
+
+static bool guard_installed;
+
+/* Lets the kernel do what it does by default: a fault happens again on return, a signal that was sent is sent again. */
+static void default_action(int sig, siginfo_t *info)
+{
+	struct sigaction dfl = {.sa_handler = SIG_DFL};
+
+	__sigaction(sig, &dfl, NULL);
+	if (info->si_code <= 0)
+		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
+}
+
 static void call_client(int sig, siginfo_t *info, void *context)
 {
 	struct sigaction act = client[sig];
 
+	if (is_guarded(sig) && !(act.sa_flags & SA_SIGINFO) &&
+	    (act.sa_handler == SIG_DFL || act.sa_handler == SIG_IGN)) {
+		if (act.sa_handler == SIG_DFL || info->si_code > 0)
+			default_action(sig, info);
+		return;
+	}
 	if (act.sa_flags & SA_RESETHAND) {
-		struct sigaction dfl = {.sa_handler = SIG_DFL};
-
-		__sigaction(sig, &dfl, NULL);
+		client[sig] = (struct sigaction){.sa_handler = SIG_DFL};
+		if (!is_guarded(sig))
+			__sigaction(sig, &client[sig], NULL);
 	}
 	if (act.sa_flags & SA_SIGINFO)
 		act.sa_sigaction(sig, info, context);
@@ -65,6 +93,14 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	ucontext_t *uc = context;
 	int err = errno;
 
+	if (is_guarded(sig) && info->si_code > 0) {
+		u64 go_on = user_fault((u64)uc->uc_mcontext.gregs[REG_RIP]);
+
+		if (go_on) {
+			uc->uc_mcontext.gregs[REG_RIP] = (greg_t)go_on;
+			return;
+		}
+	}
 	if (is_synchronous(sig, info) || !run_interrupted_by_signal()) {
 		call_client(sig, info, context);
 		return;
@@ -135,7 +171,7 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 	was = is_wrapper(&kernel) ? client[sig] : kernel;
 	if (act) {
 		now = *act;
-		if (is_handler(&now)) {
+		if (is_handler(&now) || (is_guarded(sig) && guard_installed)) {
 			struct sigaction w = wrapped(&now);
 
 			client[sig] = now;
@@ -197,7 +233,11 @@ void signal_adopt(void)
 	for (int sig = 1; sig < NSIG; sig++) {
 		struct sigaction act;
 
-		if (__sigaction(sig, NULL, &act) == 0 && is_handler(&act) && !is_wrapper(&act))
+		if (__sigaction(sig, NULL, &act) < 0 || is_wrapper(&act))
+			continue;
+		guard_installed |= is_guarded(sig);
+		if (is_handler(&act) || is_guarded(sig))
 			sigaction(sig, &act, NULL);
 	}
+	user_guarded(true);
 }

@@ -6,7 +6,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <setjmp.h>
+#include <sys/resource.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "client.h"
@@ -237,6 +239,71 @@ TEST(alternate_stack_and_mask)
 	sigaltstack(&off, NULL);
 	signal(SIGALRM, SIG_DFL);
 	signal(SIGUSR1, SIG_DFL);
+	guest_close(&g);
+}
+
+static int *volatile nowhere = (int *)32;
+
+/* Ends a child in `how`; its wait status. */
+static __attribute__((unused)) int child_status(int how)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		struct rlimit none = {0};
+
+		setrlimit(RLIMIT_CORE, &none);
+		if (how == 0)
+			*nowhere = 1;
+		else if (how == 1)
+			raise(SIGSEGV);
+		else if (how == 2)
+			raise(SIGBUS);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	return status;
+}
+
+static sigjmp_buf fault_jump;
+static void *volatile fault_address;
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+	fault_address = info->si_addr;
+	siglongjmp(fault_jump, sig);
+}
+
+/* The library needs SIGSEGV itself; the client must not notice. */
+TEST(faults_stay_the_clients)
+{
+	struct sigaction act = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO}, old;
+	struct guest g;
+	int sig;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+#ifndef __SANITIZE_ADDRESS__
+	for (int how = 0; how < 3; how++) {
+		int status = child_status(how);
+
+		CHECK(WIFSIGNALED(status));
+		CHECK_EQ(WTERMSIG(status), how == 2 ? SIGBUS : SIGSEGV);
+	}
+	CHECK_EQ(sigaction(SIGSEGV, NULL, &old), 0);
+	CHECK(old.sa_handler == SIG_DFL);
+#endif
+	sigaction(SIGSEGV, &act, &old);
+	sig = sigsetjmp(fault_jump, 1);
+	if (sig == 0)
+		*nowhere = 1;
+	CHECK_EQ(sig, SIGSEGV);
+	CHECK(fault_address == nowhere);
+	CHECK_ERR(kioctl(g.fd, KVM_RUN, (void *)48), EFAULT);
+	CHECK(fault_address == nowhere);
+	sigaction(SIGSEGV, &old, &act);
+	CHECK(act.sa_sigaction == on_fault);
+	CHECK_ERR(kioctl(g.fd, KVM_RUN, (void *)48), EFAULT);
 	guest_close(&g);
 }
 
