@@ -32,7 +32,7 @@
 #define HASH_SIZE (1u << 16)
 #define PAGE_HASH (1u << 12)
 #define JC_SIZE 4096u /* jump cache entries */
-#define JP_SIZE 512u  /* page guard entries */
+#define JP_SIZE 256u  /* page guard entries */
 
 #define CALLS_MAX (1u << 19)
 #define SITES_MAX (1u << 19)
@@ -111,6 +111,7 @@ struct jpage {
 	u64 epoch;
 	u64 granules; /* 64-byte pieces that ranges touch */
 	struct tb *tbs;
+	u8 *snap; /* what the granules held when they were validated last */
 	bool watched;
 	struct jpage *next;
 };

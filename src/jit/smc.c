@@ -93,6 +93,7 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	p = meta_alloc(j, sizeof(*p));
 	memset(p, 0, sizeof(*p));
 	p->hva = hva;
+	p->snap = meta_alloc(j, PAGE_SIZE);
 	p->gpa = gpa;
 	p->watched = true;
 	p->epoch = j->epoch;
@@ -110,26 +111,6 @@ static u64 granules_of(unsigned off, unsigned len)
 	return (~0ull << first) & (~0ull >> (63 - last));
 }
 
-void page_add(struct jit *j, struct jpage *p, struct tb *tb)
-{
-	for (unsigned n = 0; n < tb->n_ranges; n++)
-		p->granules |= granules_of(tb->range[n].off, tb->range[n].len);
-	tb->page_next = p->tbs;
-	p->tbs = tb;
-}
-
-static bool same(const struct jpage *p, const struct tb *tb)
-{
-	const u8 *b = tb->bytes;
-
-	for (unsigned n = 0; n < tb->n_ranges; n++) {
-		if (memcmp(b, p->hva + tb->range[n].off, tb->range[n].len))
-			return false;
-		b += tb->range[n].len;
-	}
-	return true;
-}
-
 static void recount(struct jpage *p)
 {
 	p->granules = 0;
@@ -138,12 +119,37 @@ static void recount(struct jpage *p)
 			p->granules |= granules_of(tb->range[n].off, tb->range[n].len);
 }
 
-void page_validate(struct jit *j, struct jpage *p)
+static bool same_bytes(const u8 *page, const struct tb *tb)
+{
+	const u8 *b = tb->bytes;
+
+	for (unsigned n = 0; n < tb->n_ranges; n++) {
+		if (memcmp(b, page + tb->range[n].off, tb->range[n].len))
+			return false;
+		b += tb->range[n].len;
+	}
+	return true;
+}
+
+typedef u64 u64x2 __attribute__((vector_size(16), aligned(1), may_alias));
+
+static inline bool same_granule(const u8 *a, const u8 *b)
+{
+	const u64x2 *x = (const u64x2 *)(const void *)a, *y = (const u64x2 *)(const void *)b;
+	u64x2 d = (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
+
+	return !(d[0] | d[1]);
+}
+
+/* Some granule changed: which blocks did? */
+static void validate_blocks(struct jit *j, struct jpage *p)
 {
 	bool killed = false;
 
+	/* One copy decides. */
+	memcpy(p->snap, p->hva, PAGE_SIZE);
 	for (struct tb **t = &p->tbs; *t;) {
-		if (same(p, *t)) {
+		if (same_bytes(p->snap, *t)) {
 			t = &(*t)->page_next;
 			continue;
 		}
@@ -157,7 +163,48 @@ void page_validate(struct jit *j, struct jpage *p)
 		/* The caller goes on under the new generation. */
 		j->v->jt.key = (j->v->jt.key & (0xffull << 48)) | (u64)j->gen << 56;
 	}
+}
+
+static bool same_granules(const struct jpage *p, u64 granules)
+{
+	for (; granules; granules &= granules - 1) {
+		unsigned off = (unsigned)__builtin_ctzll(granules) * 64;
+
+		if (!same_granule(p->snap + off, p->hva + off))
+			return false;
+	}
+	return true;
+}
+
+void page_validate(struct jit *j, struct jpage *p)
+{
+	if (!same_granules(p, p->granules))
+		validate_blocks(j, p);
 	p->epoch = j->epoch;
+}
+
+void page_add(struct jit *j, struct jpage *p, struct tb *tb)
+{
+	const u8 *b = tb->bytes;
+	u64 g = 0, fresh;
+
+	for (unsigned n = 0; n < tb->n_ranges; n++)
+		g |= granules_of(tb->range[n].off, tb->range[n].len);
+	/* The bytes of older blocks there may have changed since the last validation; the copy must not hide that. */
+	if (!same_granules(p, p->granules & g))
+		validate_blocks(j, p);
+	for (fresh = g & ~p->granules; fresh; fresh &= fresh - 1) {
+		unsigned off = (unsigned)__builtin_ctzll(fresh) * 64;
+
+		memcpy(p->snap + off, p->hva + off, 64);
+	}
+	for (unsigned n = 0; n < tb->n_ranges; n++) {
+		memcpy(p->snap + tb->range[n].off, b, tb->range[n].len);
+		b += tb->range[n].len;
+	}
+	p->granules |= g;
+	tb->page_next = p->tbs;
+	p->tbs = tb;
 }
 
 /* Kills the blocks of a page that depend on [off, off + len). */
