@@ -103,6 +103,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'kernel formats$(NOTE)=$(T)/unpack' \
 	'random guests$(NOTE)=$(T)/fuzz-linked $$(date +%s) $(if $(SAN),400,1500)' \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
+	'system snippets$(NOTE)=$(T)/system' \
 	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
 
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
