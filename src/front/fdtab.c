@@ -48,6 +48,7 @@ static void fork_parent(void)
 
 static void fork_child(void)
 {
+	signal_forked();
 	for (struct entry *e = entries; e; e = e->next)
 		if (!e->foreign) {
 			e->foreign = true;

@@ -29,6 +29,8 @@ void front_reap(void);
 
 /* Wraps the handlers that were installed before us. Called at the first open. */
 void signal_adopt(void);
+/* In a fork()ed child. */
+void signal_forked(void);
 /* After a KVM_RUN: lets the signals that were held back during it reach their handlers. */
 void signal_release(void);
 

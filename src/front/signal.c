@@ -49,6 +49,9 @@ static bool is_guarded(int sig)
 }
 
 static bool guard_installed;
+/* The process whose actions client[] describes. A vfork()ed child has actions of its own in memory that is its
+ * parent's: what it installs goes straight to the kernel. */
+static pid_t owner;
 
 /* Lets the kernel do what it does by default: a fault happens again on return, a signal that was sent is sent again. */
 static void default_action(int sig, siginfo_t *info)
@@ -166,6 +169,8 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 		errno = EINVAL;
 		return -1;
 	}
+	if (guard_installed && getpid() != owner)
+		return __sigaction(sig, act, old);
 	if (__sigaction(sig, NULL, &kernel) < 0)
 		return -1;
 	was = is_wrapper(&kernel) ? client[sig] : kernel;
@@ -228,8 +233,14 @@ EXPORT sighandler_t __sysv_signal(int sig, sighandler_t handler)
 	return install(sig, handler, (int)(SA_RESETHAND | SA_NODEFER));
 }
 
+void signal_forked(void)
+{
+	owner = getpid();
+}
+
 void signal_adopt(void)
 {
+	owner = getpid();
 	for (int sig = 1; sig < NSIG; sig++) {
 		struct sigaction act;
 

@@ -276,16 +276,17 @@ out:
 static long create_vcpu(struct vm *vm, unsigned long arg)
 {
 	struct kvm_vcpu *kv;
+	int id = (int)arg; /* the argument is an int: the upper half of its register may hold anything */
 	int rc;
 
-	if (arg >= VM_MAX_VCPUS)
+	if (id < 0 || id >= VM_MAX_VCPUS)
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	rc = -EEXIST;
-	if (!vm->vcpu[arg]) {
-		rc = vcpu_create(vm, (u32)arg, &ops_2006, &kv);
+	if (!vm->vcpu[id]) {
+		rc = vcpu_create(vm, (u32)id, &ops_2006, &kv);
 		if (rc == 0)
-			__atomic_store_n(&vm->vcpu[arg], kv, __ATOMIC_RELEASE);
+			__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return rc;
