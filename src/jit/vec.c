@@ -431,12 +431,13 @@ void vec_emit(struct trans *c, unsigned k)
 	} else if (f & V_GRM) {
 		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
 	} else {
-		if (!(f & V_STORE) || (f & V_DIGIT))
+		if (!(f & V_STORE) || (f & V_DIGIT) || (c->wide && !v.vex))
 			want(c, rmreg);
 		rm = rm_reg(rmreg);
 	}
 	flags_want(c, k);
-	reads_reg = f & (V_STORE | V_CMP) || (v.vex ? f & V_RMW : !(f & V_WO));
+	/* A legacy form keeps the upper half of its destination, which is moved too in a wide block. */
+	reads_reg = f & (V_STORE | V_CMP) || (v.vex ? f & V_RMW : !(f & V_WO) || c->wide);
 	if (f & V_DIGIT)
 		reg = i->modrm >> 3 & 7;
 	else if (f & V_GREG)
