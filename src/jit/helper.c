@@ -126,6 +126,14 @@ void jit_emit_stubs(struct jit *j)
 	j->ret_miss = emit_rx(e);
 	encode(e, 0, 0, 0x89, H_R11, rm_mem(H_R15, VOFF(jt.from)));
 	emit_ret_base(j, e);
+	/* Jump cache tags tell canonical addresses apart, and only those. */
+	emit_mov(e, H_R10, H_R8);
+	encode(e, ENC_W, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10, 16 */
+	e1(e, 16);
+	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R10)); /* sar r10, 16 */
+	e1(e, 16);
+	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
+	emit_jcc(e, 5, j->leave_lookup);
 	emit_jmp(e, 0xe9, j->jump);
 	/* call_stub: R8 = index of the call. */
 	j->call_stub = emit_rx(e);
