@@ -26,7 +26,7 @@ static inline bool cpu_lma(const struct vcpu *v)
 static inline enum tlb_ctx ctx_of_cpl(const struct vcpu *v, unsigned cpl)
 {
 	if (cpl == 3)
-		return TLB_USER;
+		return unlikely((v->cr0 & CR0_AM) && (v->rflags & FLAGS_AC)) ? TLB_USER_AC : TLB_USER;
 	return v->mmu.smap && (v->rflags & FLAGS_AC) ? TLB_SUPER_AC : TLB_SUPER;
 }
 

@@ -4,8 +4,6 @@
  * Invariants:
  *  - CPL lives in SS.DPL (as in a VMCS): whoever changes privilege changes seg[SEG_SS].dpl, null SS included;
  *  - the paging inputs of struct mmu are set here alone, and a change of any of them flushes the TLB.
- *
- * GAP(alignment-check): CR0.AM with RFLAGS.AC at CPL 3 raises no #AC.
  */
 #include <string.h>
 #include <x86intrin.h>

@@ -8,6 +8,8 @@ int vmem_fail(struct vcpu *v, int rc)
 	switch (rc) {
 	case MEM_FAULT:
 		return excp_page_fault(v);
+	case MEM_ALIGN:
+		return excp_raise_err(v, EXC_AC, 0);
 	case MEM_EXIT:
 		v->exit.reason = EXIT_MMIO;
 		v->exit.mmio.gpa = v->mmu.mmio_req.gpa;

@@ -314,23 +314,19 @@ FN(int1)
 
 FN(bound)
 {
-	u8 buf[8];
-	int rc = v_read(v, i->seg, insn_ea(v, i), buf, 2u * i->osize);
-	s32 low, high, at;
+	u64 ea = insn_ea(v, i);
+	s32 low = 0, high = 0, at = (s32)v->r[i->op[0].reg];
+	/* Two operands: alignment is that of one bound. */
+	int rc = v_read(v, i->seg, ea, &low, i->osize);
 
+	if (rc == STEP_OK)
+		rc = v_read(v, i->seg, i->asize == 2 ? (u16)(ea + i->osize) : (u32)(ea + i->osize), &high, i->osize);
 	if (rc != STEP_OK)
 		return rc;
 	if (i->osize == 2) {
-		s16 w[2];
-
-		memcpy(w, buf, 4);
-		low = w[0];
-		high = w[1];
-		at = (s16)v->r[i->op[0].reg];
-	} else {
-		memcpy(&low, buf, 4);
-		memcpy(&high, buf + 4, 4);
-		at = (s32)v->r[i->op[0].reg];
+		low = (s16)low;
+		high = (s16)high;
+		at = (s16)at;
 	}
 	return at < low || at > high ? excp_raise(v, EXC_BR) : STEP_OK;
 }

@@ -29,6 +29,29 @@ static void watch_check(struct mmu *m, gva_t gva, unsigned size, unsigned access
 			m->watch_hit |= (u8)(1u << n);
 }
 
+/*
+ * SDM vol. 3, table 6-7 (vector 17). What is larger than 8 bytes consists of quadwords (x87 extended, SSE, AVX), but
+ * for far pointers (6) and the x87 environments and images (14, 94 with 16-bit operands; 28, 108).
+ */
+static bool misaligned(gva_t gva, unsigned size)
+{
+	switch (size) {
+	case 1:
+		return false;
+	case 2:
+	case 14:
+	case 94:
+		return gva & 1;
+	case 8:
+	case 10:
+	case 16:
+	case 32:
+		return gva & 7;
+	default:
+		return gva & 3;
+	}
+}
+
 /* Translates one page's part and fills the TLB where the fast path may take over from now on. */
 static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, enum tlb_ctx ctx, struct part *p)
 {
@@ -187,9 +210,11 @@ int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ct
 {
 	struct part p[2];
 	unsigned n;
-	int rc = translate_all(m, gva, size, MEM_READ, ctx, p, &n);
+	int rc = MEM_ALIGN;
 	u8 *to = dst;
 
+	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
+		rc = translate_all(m, gva, size, MEM_READ, ctx, p, &n);
 	if (rc != MEM_OK)
 		return rc;
 	for (unsigned k = 0; k < n; k++) {
@@ -230,8 +255,10 @@ int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb
 {
 	struct part p[2];
 	unsigned n;
-	int rc = translate_all(m, gva, size, MEM_WRITE, ctx, p, &n);
+	int rc = MEM_ALIGN;
 
+	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
+		rc = translate_all(m, gva, size, MEM_WRITE, ctx, p, &n);
 	if (rc != MEM_OK)
 		return rc;
 	if (unlikely(m->watching))
@@ -244,6 +271,9 @@ int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb
 	struct part p[2];
 	unsigned n;
 
+	/* Operands that are one element; a range that is probed is checked when it is accessed. */
+	if (ctx == TLB_USER_AC && (size == 2 || size == 4) && misaligned(gva, size))
+		return MEM_ALIGN;
 	return translate_all(m, gva, size, access, ctx, p, &n);
 }
 
@@ -267,8 +297,10 @@ int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_
 	struct part p[2];
 	unsigned n;
 	u8 *to = ref->buf;
-	int rc = translate_all(m, gva, size, access, ctx, p, &n);
+	int rc = MEM_ALIGN;
 
+	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
+		rc = translate_all(m, gva, size, access, ctx, p, &n);
 	if (rc != MEM_OK)
 		return rc;
 	ref->gva = gva;

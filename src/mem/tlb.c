@@ -66,6 +66,8 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 	unsigned index = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 	struct tlb_entry *e = &m->tlb[ctx][kind].e[index];
 
+	if (ctx == TLB_USER_AC)
+		return;
 	if (e->tag == TLB_EMPTY)
 		m->filled[ctx][kind][m->filled_n[ctx][kind]++] = (u16)index;
 	e->tag = gva & PAGE_MASK;

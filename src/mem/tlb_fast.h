@@ -22,8 +22,14 @@ enum tlb_ctx {
 	TLB_SUPER,    /* CPL < 3, or an implicit system access: SMAP enforced */
 	TLB_SUPER_AC, /* CPL < 3 with EFLAGS.AC: SMAP lifted */
 	TLB_USER,     /* CPL 3 */
+	TLB_USER_AC,  /* CPL 3 with alignment checks: its arrays stay empty, the slow path checks */
 	TLB_CTXS
 };
+
+static inline bool tlb_ctx_is_user(enum tlb_ctx ctx)
+{
+	return ctx >= TLB_USER;
+}
 
 enum tlb_kind { TLB_READ, TLB_WRITE, TLB_EXEC, TLB_KINDS };
 

@@ -143,7 +143,7 @@ static u32 walk(const struct mmu *m, gva_t gva, struct walk *w)
 
 static bool permitted(const struct mmu *m, const struct walk *w, unsigned access, enum tlb_ctx ctx)
 {
-	if (ctx == TLB_USER) {
+	if (tlb_ctx_is_user(ctx)) {
 		if (!w->user || ((access & MEM_WRITE) && !w->writable))
 			return false;
 	} else {
@@ -209,7 +209,7 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 			rc = PF_P;
 		if (rc != WALK_OK) {
 			m->fault.gva = gva;
-			m->fault.error = rc | (access & MEM_WRITE ? PF_W : 0) | (ctx == TLB_USER ? PF_U : 0);
+			m->fault.error = rc | (access & MEM_WRITE ? PF_W : 0) | (tlb_ctx_is_user(ctx) ? PF_U : 0);
 			/* The I bit tells a fetch apart only where fetches can be refused. */
 			if ((access & MEM_EXEC) && (m->smep || (m->nx && m->paging != PAGING_32)))
 				m->fault.error |= PF_ID;

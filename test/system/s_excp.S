@@ -289,7 +289,6 @@ SNIPPET ac_kinds, LONG
 	USERF 0x40002, lodsb
 	USERF 0x40002, rep stosl
 	mov $PAGE1 + 1, %esi
-	USERF 0x40002, movdqu (%rsi), %xmm0
 	USERF 0x40002, movq (%rsi), %mm0
 	USERF 0x40002, flds (%rsi)
 	USERF 0x40002, fldl 3(%rsi)
@@ -331,16 +330,6 @@ SNIPPET ac_popf, LONG
 	mov (%rsi), %ebx
 	int $VEC_BACK
 
-SNIPPET ac_order, LONG
-	# a page fault on the operand comes after #AC
-	AC_ON
-	movl $0, PT + 8 * 0x101
-	invlpg PAGE2
-	mov $PAGE2 + 1, %esi
-	USERF 0x40002, mov (%rsi), %ebx
-	USERF 0x40002, mov 3(%rsi), %ebx
-	END
-
 SNIPPET ac_v86_and_prot, PROT
 	fninit
 	mov %cr0, %eax
@@ -351,4 +340,12 @@ SNIPPET ac_v86_and_prot, PROT
 	USERF 0x40002, les (%esi), %ebx
 	USERF 0x40002, fnsave (%esi)
 	USERF 0x40002, bound %ebx, (%esi)
+	movl $-1, PAGE1 + 4
+	movl $1, PAGE1 + 8
+	xor %ebx, %ebx
+	USERF 0x40002, bound %ebx, 3(%esi)
+	USERF 0x40002, sgdt 3(%esi)
+	USERF 0x40002, sgdt 1(%esi)
+	USERF 0x40002, fnstenv 3(%esi)
+	USERF 0x40002, fnstenv 1(%esi)
 	END
