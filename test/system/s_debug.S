@@ -417,3 +417,85 @@ SNIPPET irq_v86, PROT
 1:	nop
 	.code32
 2:	END
+
+SNIPPET step_long_iret_user, LONG
+	# IRET to ring 3 with TF: one instruction runs there
+	movl $2f, RESUME
+	mov %rsp, RESUME_SP
+	push $DS3
+	push $STACK3
+	push $0x102
+	push $CS3
+	push $1f
+	iretq
+1:	nop
+	nop
+2:	END
+
+SNIPPET step_user_pf, LONG
+	# a fault of a stepped instruction pushes TF
+	movl $0, PT + 8 * 0x100
+	invlpg PAGE1
+	USERF 0x102, mov PAGE1, %ebx
+	END
+
+SNIPPET step_rf, PROT
+	# RF is gone after one instruction, TF or not
+	pushl $FL_RF + 2
+	push $CS0
+	push $1f
+	iret
+1:	pushf
+	pop %ebx
+	VAL %ebx
+	END
+
+SNIPPET dr_write_long, LONG
+	# 8 bytes
+	mov $PAGE1, %eax
+	mov %rax, %dr0
+	mov $0x00090402, %eax
+	mov %rax, %dr7
+	movb $1, PAGE1 + 7
+	movb $1, PAGE1 + 8
+	movq $1, PAGE1 - 4
+	movl $1, PAGE1 - 4
+	xor %eax, %eax
+	mov %rax, %dr7
+	END
+
+SNIPPET dr_disabled, PROT
+	mov $PAGE1, %eax
+	mov %eax, %dr0
+	mov $0x000d0400, %eax
+	mov %eax, %dr7
+	movl $1, PAGE1
+	mov %dr6, %ebx
+	VAL %ebx
+	END
+
+SNIPPET dr_in_fault, PROT
+	# the store faults: no trap
+	mov $PAGE1, %eax
+	mov %eax, %dr0
+	mov $0x000d0402, %eax
+	mov %eax, %dr7
+	DESC SLOT, 0x00cf9100, 0xffff
+	mov $SLOT, %ecx
+	mov %ecx, %es
+	TRY movl $1, %es:PAGE1
+	xor %eax, %eax
+	mov %eax, %dr7
+	END
+
+SNIPPET irq_after_step, PROT
+	# two traps and an interrupt: the trap first
+	mov $0x40, %al
+	out %al, $P_IRQ
+	pushl $0x302
+	popf
+	nop
+	nop
+	pushl $2
+	popf
+	END

@@ -349,3 +349,72 @@ SNIPPET ac_v86_and_prot, PROT
 	USERF 0x40002, fnstenv 3(%esi)
 	USERF 0x40002, fnstenv 1(%esi)
 	END
+
+SNIPPET excp_gp_error_codes, PROT
+	# #GP(selector) keeps TI and the index, not the RPL
+	mov $0x207, %ecx
+	TRY mov %ecx, %es
+	TRY ljmp $0x20f, $0
+	# #GP(IDT)
+	movw $0xff, SCRATCH
+	movl $IDT, SCRATCH + 2
+	lidt SCRATCH
+	TRY int $0x20
+	TRY int $0x80
+	END
+
+SNIPPET excp_stack_pushes, LONG
+	# the order of what a fault pushes, error code last
+	QGATE 13, 1f
+	mov $0x200, %ecx
+	mov %rsp, %rbp
+	mov %ecx, %ds
+	END
+1:	sub %rsp, %rbp
+	VALQ %rbp
+	VALQ (%rsp)
+	VALQ 16(%rsp)
+	VALQ 40(%rsp)
+	add $8, %rsp
+	addq $2, (%rsp)
+	iretq
+
+SNIPPET double_fault_ist, LONG
+	# #DF on its own stack
+	movb $1, IDT + 16 * 8 + 4
+	QGATE 8, 1f, 0x8e, 1
+	movl $1, %ebx
+	xor %esp, %esp
+	movq $0, PT
+	movl $0, PD + 8 * 511
+	ud2
+	END
+1:	VALQ (%rsp)
+	VALQ %rsp
+	mov $STACK0, %esp
+	END
+
+SNIPPET double_fault_task, PROT
+	# a double fault through a task gate
+	movb $0x89, GDT + TR0 + 5
+	mov $TR0, %eax
+	ltr %ax
+	movl $1f, TSS2 + 0x20
+	movl $2, TSS2 + 0x24
+	movl $STACK0 - 0x800, TSS2 + 0x38
+	movl $DS0, TSS2 + 0x48
+	movl $CS0, TSS2 + 0x4c
+	movl $DS0, TSS2 + 0x50
+	movl $DS0, TSS2 + 0x54
+	movl $TR2 << 16, IDT + 8 * 8
+	movl $0x8500, IDT + 8 * 8 + 4
+	movb $0x0e, IDT + 8 * 13 + 5
+	mov $0x203, %ecx
+	mov %ecx, %es
+	END
+1:	pop %ebx
+	VAL %ebx
+	movzwl TSS2, %ebx
+	VAL %ebx
+	VAL TSS + 0x2c
+	END

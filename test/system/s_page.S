@@ -415,15 +415,15 @@ SNIPPET noncanonical, LONG
 	mov %rsp, %rcx
 	movl $1f, RESUME
 	mov %rsp, RESUME_SP
-	mov %rsi, %rsp
+	lea 0x20(%rsi), %rsp
 	push %rax
 1:	mov %rcx, %rsp
 	movl $2f, RESUME
-	mov %rsi, %rsp
+	lea 0x20(%rsi), %rsp
 	pop %rax
 2:	mov %rcx, %rsp
 	movl $3f, RESUME
-	mov %rsi, %rsp
+	lea 0x20(%rsi), %rsp
 	call 3f
 3:	mov %rcx, %rsp
 	movl $0, RESUME

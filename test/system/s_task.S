@@ -225,7 +225,21 @@ SNIPPET \name, PROT
 	TASK_BAD task_bad_ss, 10, 0x50, DS3
 	TASK_BAD task_bad_ss_null, 10, 0x50, 0
 	TASK_BAD task_bad_ds, 10, 0x54, 0x200
-	TASK_BAD task_bad_eip, 13, 0x20, 0x12000
+
+SNIPPET task_bad_eip, PROT
+	# beyond the limit of its CS
+	HOME
+	TASK32 1f, 2, CSX
+	TS_TASK 13
+	movl $0x100000, TSS2 + 0x20
+	ljmp $TR2, $0
+1:	VAL $0xbad
+	END
+8:	pop %ebx
+	VAL %ebx
+	VAL TSS2 + 0x20
+	VAL TSS2 + 0x4c
+	END
 
 SNIPPET task_user, PROT
 	# the new task runs in ring 3
