@@ -68,8 +68,9 @@ int seg_linear_slow(struct vcpu *v, unsigned n, u64 ea, unsigned size, unsigned 
 	if (!seg_limit_ok(s, ea, size))
 		return excp_raise_err(v, vec, 0);
 	lin = (u32)(s->base + ea);
-	/* GAP(wrap-4g): an operand that wraps from linear 4 GiB - 1 to 0 faults; processors differ on it. */
-	if (lin + size - 1 > LIMIT_4G)
+	/* Linear addresses wrap at 4 GiB, within an operand too; access.c does that, but cannot tell compatibility mode
+	 * from 64-bit mode. GAP(wrap-4g): there such an operand faults. */
+	if (lin + size - 1 > LIMIT_4G && cpu_lma(v))
 		return excp_raise_err(v, vec, 0);
 	*gva = lin;
 	return STEP_OK;
@@ -405,7 +406,7 @@ static int st_linear(struct vcpu *v, const struct stack *st, u64 ea, unsigned si
 	} else {
 		*gva = (u32)(st->ss.base + ea);
 		if ((!st->ss.unusable || v->mode == MODE_REAL) && seg_limit_ok(&st->ss, ea, size) &&
-		    *gva + size - 1 <= LIMIT_4G)
+		    (*gva + size - 1 <= LIMIT_4G || !cpu_lma(v)))
 			return STEP_OK;
 	}
 	return excp_raise_err(v, EXC_SS, st->err);

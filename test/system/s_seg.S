@@ -539,6 +539,26 @@ SNIPPET seg_base, PROT
 	VAL %ebx
 	END
 
+SNIPPET seg_wrap_4g, PG32
+	# an operand from linear 4 GiB - 2 on to 1
+	movl $PAGE2 + 7, PD32 + 4 * 1023
+	movl $PAGE1 + 7, PAGE2 + 4 * 1023
+	movl $0x44332211, PAGE1 + 0xffc
+	movl $0x88776655, 0
+	DESC SLOT, 0xffcf93ff, 0xf000ffff
+	mov $SLOT, %ecx
+	mov %ecx, %fs
+	TRY mov %fs:0xffe, %ebx
+	VAL %ebx
+	TRY movl $-1, %fs:0xffe
+	VAL PAGE1 + 0xffc
+	VAL 0
+	# not mapped at the other end
+	movl $0, PT32
+	invlpg 0
+	TRY mov %fs:0xffe, %ebx
+	END
+
 SNIPPET seg_fs_gs_long, LONG
 	mov $0xc0000100, %ecx
 	mov $PAGE1, %eax
