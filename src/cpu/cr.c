@@ -106,7 +106,7 @@ static int write_cr3(struct vcpu *v, u64 val)
 		return gp0(v);
 	/* The TLB carries no PCIDs: "keep" can only be honoured for the very same tables. */
 	if (!(keep && val == v->cr3))
-		tlb_flush(&v->mmu);
+		tlb_flush_local(&v->mmu);
 	v->cr3 = val;
 	v->mmu.cr3 = val;
 	return STEP_JUMP;

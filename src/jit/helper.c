@@ -63,7 +63,8 @@ u32 jit_call(struct vcpu *v, u32 idx)
 			if (!call->sys)
 				return 0;
 			if (!atomic_load_explicit(&v->events, memory_order_relaxed) && !v->stepping &&
-			    v->mmu.flushes == j->flushes && jit_key(v) == call->tb->key)
+			    v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local &&
+			    jit_key(v) == call->tb->key)
 				return 0;
 		}
 	}
@@ -196,6 +197,10 @@ static void check_world(struct vcpu *v, struct jit *j)
 	}
 	if (unlikely(atomic_load_explicit(&j->foreign, memory_order_acquire)))
 		smc_foreign(j);
+	if (unlikely(j->flushes_local != v->mmu.flushes_local)) {
+		j->flushes_local = v->mmu.flushes_local;
+		tb_new_gen_local(j);
+	}
 	if (unlikely(j->epoch != interp_epoch(v) || j->flushes != v->mmu.flushes)) {
 		if (j->epoch != interp_epoch(v))
 			j->n.epochs++;
@@ -235,7 +240,7 @@ static int run_blocks(struct vcpu *v)
 			return interp_one_block(v);
 		}
 		check_world(v, j);
-		v->jt.key = (u64)(key | j->gen << 8) << 48;
+		v->jt.key = (u64)(key | j->gen[!!(key & KEY_USER)] << 8) << 48;
 		rc = tb_find(v, key, &tb);
 		if (unlikely(rc != STEP_OK))
 			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;

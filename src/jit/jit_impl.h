@@ -64,7 +64,7 @@ struct jp_entry {
 /* Plain data in reach of the code's RIP-relative operands. */
 struct front {
 	struct jc_entry jc[JC_SIZE];
-	struct jp_entry jp[JP_SIZE];
+	struct jp_entry jp[2][JP_SIZE]; /* supervisor, user */
 };
 
 struct range {
@@ -124,8 +124,8 @@ struct jit {
 	struct emit e;
 	u8 *code_start; /* after the stubs, writable view */
 	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump, *mx_stub;
-	u64 flushes, epoch; /* what the jump cache and the guards were filled under */
-	u32 gen;
+	u64 flushes, flushes_local, epoch; /* what the jump cache and the guards were filled under */
+	u32 gen[2];                        /* supervisor, user */
 	bool left;
 	bool need_flush;
 	_Atomic(bool) foreign; /* another vCPU wrote to our pages: foreign_list */
@@ -145,7 +145,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        after, interp, epochs, gens, slow;
+		        after, interp, epochs, gens, gens_local, slow;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	bool dump, count;
@@ -165,11 +165,12 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let
 void tb_link(struct jit *j, u32 site, struct tb *to);
 void tb_kill(struct jit *j, struct tb *tb);
 void tb_flush(struct jit *j);
-void tb_new_gen(struct jit *j); /* empties jump cache and guards */
+void tb_new_gen(struct jit *j);       /* empties jump cache and guards */
+void tb_new_gen_local(struct jit *j); /* those of user code */
 void *meta_alloc(struct jit *j, size_t size);
-static inline struct jp_entry *jp_of(struct front *f, u64 lin)
+static inline struct jp_entry *jp_of(struct front *f, u64 lin, u32 key)
 {
-	return &f->jp[(lin >> PAGE_SHIFT) & (JP_SIZE - 1)];
+	return &f->jp[!!(key & KEY_USER)][(lin >> PAGE_SHIFT) & (JP_SIZE - 1)];
 }
 static inline u64 jp_tag(u64 lin, u32 key)
 {

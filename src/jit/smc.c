@@ -145,6 +145,7 @@ static inline bool same_granule(const u8 *a, const u8 *b)
 static void validate_blocks(struct jit *j, struct jpage *p)
 {
 	bool killed = false;
+	u64 key;
 
 	/* One copy decides. */
 	memcpy(p->snap, p->hva, PAGE_SIZE);
@@ -161,7 +162,8 @@ static void validate_blocks(struct jit *j, struct jpage *p)
 		recount(p);
 		tb_new_gen(j);
 		/* The caller goes on under the new generation. */
-		j->v->jt.key = (j->v->jt.key & (0xffull << 48)) | (u64)j->gen << 56;
+		key = j->v->jt.key >> 48 & 0xff;
+		j->v->jt.key = (u64)(key | j->gen[!!(key & KEY_USER)] << 8) << 48;
 	}
 }
 

@@ -67,13 +67,18 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 		tb->next = j->hash[hash_of(rip, key)];
 		j->hash[hash_of(rip, key)] = tb;
 	}
+	*out = tb;
+	/* What a flush of user pages alone would not take back stays out of the caches. */
+	if (!(key & KEY_USER) && v->mmu.pge &&
+	    (!tlb_exec_global(&v->mmu, rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
+	     (v->mmu.paging == PAGING_64 && !(rip >> 63))))
+		return STEP_OK;
 	jc = &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
 	jc->tag = rip ^ v->jt.key;
 	jc->code = tb->code_nopoll;
-	jp = jp_of(j->front, rip);
+	jp = jp_of(j->front, rip, key);
 	jp->tag = jp_tag(rip, key);
 	jp->hva = (u64)(uintptr_t)page->hva;
-	*out = tb;
 	return STEP_OK;
 }
 
@@ -125,12 +130,22 @@ void tb_kill(struct jit *j, struct tb *tb)
 
 void tb_new_gen(struct jit *j)
 {
-	j->n.gens++;
 	/* Tags differ in bits 48-62 by key and generation, never in all of bits 48-63: two addresses cannot collide. */
-	j->gen = (j->gen + 1) & 0x7f;
-	if (j->gen == 0)
+	j->gen[0] = (j->gen[0] + 1) & 0x7f;
+	if (j->gen[0] == 0)
 		memset(j->front->jc, 0xff, sizeof(j->front->jc));
-	memset(j->front->jp, 0xff, sizeof(j->front->jp));
+	memset(j->front->jp[0], 0xff, sizeof(j->front->jp[0]));
+	j->n.gens++;
+	tb_new_gen_local(j);
+}
+
+void tb_new_gen_local(struct jit *j)
+{
+	j->n.gens_local++;
+	j->gen[1] = (j->gen[1] + 1) & 0x7f;
+	if (j->gen[1] == 0)
+		memset(j->front->jc, 0xff, sizeof(j->front->jc));
+	memset(j->front->jp[1], 0xff, sizeof(j->front->jp[1]));
 }
 
 void tb_flush(struct jit *j)

@@ -382,7 +382,7 @@ static void emit_exit(struct trans *c, u8 *at, u64 rip)
 	if (same && !at)
 		at = emit_jmp(e, 0xe9, NULL);
 	if (!same) {
-		struct jp_entry *jp = jp_of(j->front, rip);
+		struct jp_entry *jp = jp_of(j->front, rip, c->key);
 		u8 *f1, *f2, *add;
 
 		emit_const(e, H_R8, jp_tag(rip, c->key));

@@ -19,6 +19,7 @@ struct part {
 	unsigned len;
 	struct memslot *slot;
 	u8 *hva;
+	bool global;
 };
 
 static void watch_check(struct mmu *m, gva_t gva, unsigned size, unsigned access)
@@ -62,6 +63,7 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 	m->tlb_misses++;
 	p->gva = gva;
 	p->len = len;
+	p->global = m->walk_global;
 	p->slot = memslot_find(m->vm, p->gpa);
 	p->hva = p->slot ? p->slot->hva + (p->gpa - p->slot->gpa) : NULL;
 	if (p->hva && (access & MEM_WRITE) && (p->slot->flags & MEMSLOT_READONLY))
@@ -69,13 +71,13 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 	if (!p->hva)
 		return MEM_OK;
 	if (access & MEM_EXEC) {
-		tlb_install(m, gva, p->hva, ctx, TLB_EXEC);
+		tlb_install(m, gva, p->hva, ctx, TLB_EXEC, p->global);
 		return MEM_OK;
 	}
 	if (unlikely(m->watching) && watch_covers_page(m, gva))
 		return MEM_OK;
 	/* Permission to write implies permission to read, but not the other way round (and D is not set by reads). */
-	tlb_install(m, gva, p->hva, ctx, TLB_READ);
+	tlb_install(m, gva, p->hva, ctx, TLB_READ, p->global);
 	return MEM_OK;
 }
 
@@ -91,7 +93,7 @@ static void ram_store_begins(struct mmu *m, const struct part *p, enum tlb_ctx c
 	}
 	if (unlikely(m->watching) && watch_covers_page(m, p->gva))
 		return;
-	tlb_install(m, p->gva, p->hva, ctx, TLB_WRITE);
+	tlb_install(m, p->gva, p->hva, ctx, TLB_WRITE, p->global);
 }
 
 /* Translates an access as one or two parts; *n says how many. */

@@ -133,7 +133,11 @@ struct mmu {
 	bool watching; /* any watch[] in use */
 
 	u64 tlb_misses;
-	u64 flushes; /* counts tlb_flush() and tlb_flush_page(): who keeps translations elsewhere compares */
+	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and of
+	 * what is not global or lies in the lower half. */
+	u64 flushes, flushes_local;
+	bool walk_global; /* the last translation was a global page */
+	u64 global[TLB_CTXS][TLB_KINDS][TLB_SIZE / 64]; /* entries of global pages, by index */
 	u16 filled_n[TLB_CTXS][TLB_KINDS];
 	u16 filled[TLB_CTXS][TLB_KINDS][TLB_SIZE];
 	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];
@@ -143,7 +147,15 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
 
 /* tlb.c */
 void tlb_flush(struct mmu *m);                 /* all entries */
+void tlb_flush_local(struct mmu *m);           /* MOV CR3: all but global pages */
 void tlb_flush_page(struct mmu *m, gva_t gva); /* INVLPG */
+/* The exec entry that covers `gva`, which is there, is of a global page. */
+static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx ctx)
+{
+	unsigned n = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
+
+	return m->global[ctx][TLB_EXEC][n / 64] >> (n % 64) & 1;
+}
 void tlb_flush_writes(struct mmu *m);          /* write entries only: dirty log, code pages */
 /* Sets mmu->watch and flushes what must not match any more. */
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);

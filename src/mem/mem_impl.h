@@ -7,7 +7,7 @@
 #include "mem.h"
 
 /* tlb.c: makes [page of gva] reachable at `hva` (the host address of `gva` itself). */
-void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind);
+void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind, bool global);
 /* Kills the write entries that lead to the host page. */
 void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page);
 bool watch_covers_page(const struct mmu *m, gva_t gva);

@@ -37,6 +37,52 @@ void tlb_flush(struct mmu *m)
 	m->flushes++;
 }
 
+/* Drops the entries of one array that `keep` refuses. */
+static void sift_array(struct mmu *m, unsigned ctx, unsigned kind,
+                       bool (*keep)(const struct mmu *, gva_t tag, bool global, gva_t arg), gva_t arg)
+{
+	unsigned kept = 0;
+
+	for (unsigned k = 0; k < m->filled_n[ctx][kind]; k++) {
+		u16 n = m->filled[ctx][kind][k];
+		struct tlb_entry *e = &m->tlb[ctx][kind].e[n];
+
+		if (!(e->tag & 1) && keep(m, e->tag, m->global[ctx][kind][n / 64] >> (n % 64) & 1, arg))
+			m->filled[ctx][kind][kept++] = n;
+		else
+			e->tag = TLB_EMPTY;
+	}
+	m->filled_n[ctx][kind] = (u16)kept;
+}
+
+static void sift(struct mmu *m, bool (*keep)(const struct mmu *, gva_t, bool, gva_t), gva_t arg)
+{
+	for (unsigned c = 0; c < TLB_CTXS; c++)
+		for (unsigned k = 0; k < TLB_KINDS; k++)
+			sift_array(m, c, k, keep, arg);
+}
+
+static bool is_global(const struct mmu *m, gva_t tag, bool global, gva_t arg)
+{
+	return global;
+}
+
+/* Pages are at most 1 GiB large. */
+static bool is_elsewhere(const struct mmu *m, gva_t tag, bool global, gva_t gva)
+{
+	return (tag ^ gva) >> 30;
+}
+
+void tlb_flush_local(struct mmu *m)
+{
+	if (!m->pge) {
+		tlb_flush(m);
+		return;
+	}
+	sift(m, is_global, 0);
+	m->flushes_local++;
+}
+
 void tlb_flush_writes(struct mmu *m)
 {
 	for (unsigned c = 0; c < TLB_CTXS; c++)
@@ -47,11 +93,14 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 {
 	u64 page = gva & PAGE_MASK;
 
+	if (m->paging == PAGING_64 && !(gva >> 63))
+		m->flushes_local++;
+	else
+		m->flushes++;
 	if (m->large_pages_seen) {
-		tlb_flush(m);
+		sift(m, is_elsewhere, gva);
 		return;
 	}
-	m->flushes++;
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++) {
 			struct tlb_entry *e = &m->tlb[c][k].e[(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];
@@ -61,7 +110,7 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 		}
 }
 
-void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind)
+void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind, bool global)
 {
 	unsigned index = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 	struct tlb_entry *e = &m->tlb[ctx][kind].e[index];
@@ -70,6 +119,10 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 		return;
 	if (e->tag == TLB_EMPTY)
 		m->filled[ctx][kind][m->filled_n[ctx][kind]++] = (u16)index;
+	if (global)
+		m->global[ctx][kind][index / 64] |= BIT(index % 64);
+	else
+		m->global[ctx][kind][index / 64] &= ~BIT(index % 64);
 	e->tag = gva & PAGE_MASK;
 	e->add = (u64)(uintptr_t)hva - gva;
 }

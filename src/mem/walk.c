@@ -198,6 +198,7 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 	u32 rc;
 
 	if (m->paging == PAGING_OFF) {
+		m->walk_global = false;
 		*gpa = gva;
 		if (page_bits)
 			*page_bits = 12;
@@ -218,6 +219,7 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 	} while (!set_accessed_dirty(m, &w, access & MEM_WRITE));
 	if (w.bits > 12)
 		m->large_pages_seen = true;
+	m->walk_global = m->pge && (w.entry[w.n - 1].val & PTE_G);
 	*gpa = w.gpa;
 	if (page_bits)
 		*page_bits = w.bits;
