@@ -85,6 +85,8 @@ struct pio {
 	gva_t gva; /* string: linear address of the memory operand */
 	u32 value; /* OUT: the value */
 	u8 len;    /* instruction length */
+	u8 asize;  /* string: width of the address and count registers in bytes */
+	u16 chunk; /* string: elements from gva on, in the direction of `down`, that lie in one page and one segment */
 };
 
 struct vcpu_exit {
@@ -123,6 +125,8 @@ struct vcpu_exit {
 #define SHADOW_STI 1
 #define SHADOW_MOVSS 2
 
+#define MSR_PASS 1
+
 struct vcpu_ops {
 	/* IN/OUT/INS/OUTS: does it or fills v->exit and returns STEP_EXIT. */
 	int (*pio)(struct vcpu *v, const struct pio *io);
@@ -135,6 +139,10 @@ struct vcpu_ops {
 	void (*kicked)(struct vcpu *v);
 	/* MOV to/from CR8 hooks, APIC base writes: may be NULL. */
 	void (*cr8_written)(struct vcpu *v);
+	/* MSRs that the owner adds or replaces, asked first; may be NULL. 0: done; -1: #GP; MSR_PASS: not the owner's.
+	 * `host`: from an ioctl. */
+	int (*msr_read)(struct vcpu *v, u32 msr, u64 *val, bool host);
+	int (*msr_write)(struct vcpu *v, u32 msr, u64 val, bool host);
 };
 
 /* The client's debugging (KVM_DEBUG_GUEST, KVM_SET_GUEST_DEBUG): invisible to the guest. */

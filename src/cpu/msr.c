@@ -93,8 +93,14 @@ static int fixed_mtrr(u32 msr)
 int msr_read(struct vcpu *v, u32 msr, u64 *val)
 {
 	u64 *slot;
+	int rc;
 
 	*val = 0;
+	if (v->ops && v->ops->msr_read) {
+		rc = v->ops->msr_read(v, msr, val, false);
+		if (rc != MSR_PASS)
+			return rc;
+	}
 	switch (msr) {
 	case MSR_TSC:
 		*val = tsc_read(v);
@@ -303,6 +309,11 @@ int msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	u64 *slot;
 	int rc;
 
+	if (v->ops && v->ops->msr_write) {
+		rc = v->ops->msr_write(v, msr, val, host);
+		if (rc != MSR_PASS)
+			return rc;
+	}
 	switch (msr) {
 	case MSR_TSC:
 		if (host)

@@ -6,6 +6,11 @@
  *
  * Invariants: an entry lives until no descriptor of this process refers to its inode (found by looking through
  * /proc/self/fd) and no call is inside it. After fork() the child's entries are foreign: the VM stays with the parent.
+ *
+ * Where the front sees every call that gives a number another meaning (the preloaded one), number → entry is remembered
+ * in by_fd[], so that an ioctl needs no system call. A slot is cleared before the number is closed or replaced, and
+ * before its entry dies; struct entry is never given back to the allocator, so a reader that comes too late finds an
+ * entry that its slot no longer names, and looks again.
  */
 #define _GNU_SOURCE
 #include "front.h"
@@ -14,11 +19,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../base/bug.h"
 #include "../base/sys.h"
 #include "../kvm/kvm.h"
 
@@ -26,15 +33,33 @@ struct entry {
 	dev_t dev;
 	ino_t ino;
 	struct kvm_file *file;
-	unsigned users; /* calls inside */
-	bool foreign;   /* made by a parent process */
-	bool seen;      /* during front_reap() */
+	_Atomic(unsigned) users; /* calls inside */
+	bool foreign;            /* made by a parent process */
+	bool seen;               /* during front_reap() */
 	struct entry *next;
 };
 
 /* protects: entries and every entry's fields */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct entry *entries;
+static pid_t owner;         /* the process whose descriptors the entries are about */
+static struct entry *spare; /* dead entries, for reuse */
+
+#define BY_FD 4096
+static bool trust_numbers; /* by_fd[] is in use */
+static _Atomic(struct entry *) by_fd[BY_FD];
+
+void front_trust_numbers(void)
+{
+	trust_numbers = true;
+}
+
+void front_forget(unsigned from, unsigned to)
+{
+	for (unsigned fd = from; fd <= to && fd < BY_FD; fd++)
+		if (atomic_load_explicit(&by_fd[fd], memory_order_relaxed))
+			atomic_store(&by_fd[fd], NULL);
+}
 
 static void fork_prepare(void)
 {
@@ -49,6 +74,7 @@ static void fork_parent(void)
 static void fork_child(void)
 {
 	signal_forked();
+	owner = getpid();
 	for (struct entry *e = entries; e; e = e->next)
 		if (!e->foreign) {
 			e->foreign = true;
@@ -59,6 +85,7 @@ static void fork_child(void)
 
 static void init_once(void)
 {
+	owner = getpid();
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
 	signal_adopt();
 }
@@ -78,46 +105,77 @@ static struct entry *find(int fd)
 
 static struct entry *get(int fd)
 {
+	bool cached = trust_numbers && (unsigned)fd < BY_FD;
 	struct entry *e;
 
+	if (cached) {
+		e = atomic_load(&by_fd[fd]);
+		if (likely(e)) {
+			atomic_fetch_add(&e->users, 1);
+			if (likely(atomic_load(&by_fd[fd]) == e))
+				return e;
+			atomic_fetch_sub(&e->users, 1);
+		}
+	}
 	pthread_mutex_lock(&lock);
 	e = find(fd);
-	if (e)
-		e->users++;
+	if (e) {
+		atomic_fetch_add(&e->users, 1);
+		if (cached)
+			atomic_store(&by_fd[fd], e);
+	}
 	pthread_mutex_unlock(&lock);
 	return e;
 }
 
 static void put(struct entry *e)
 {
+	atomic_fetch_sub(&e->users, 1);
+}
+
+/* Makes a descriptor known. The file stays the caller's when there is no memory. */
+static int add(int fd, struct kvm_file *file)
+{
+	struct entry *e;
+	struct stat st;
+
+	if (sys_fstat(fd, &st) < 0)
+		return -errno;
 	pthread_mutex_lock(&lock);
-	e->users--;
+	e = spare;
+	if (e)
+		spare = e->next;
+	else
+		e = calloc(1, sizeof(*e));
+	if (e) {
+		e->dev = st.st_dev;
+		e->ino = st.st_ino;
+		e->file = file;
+		e->foreign = e->seen = false;
+		e->next = entries;
+		entries = e;
+	}
 	pthread_mutex_unlock(&lock);
+	return e ? 0 : -ENOMEM;
 }
 
 int front_open(bool cloexec)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	struct entry *e = calloc(1, sizeof(*e));
-	struct stat st;
+	struct kvm_file *file;
 	int fd, rc;
 
-	if (!e)
-		return -ENOMEM;
 	pthread_once(&once, init_once);
 	front_reap();
-	rc = kvm_file_open(cloexec, &fd, &e->file);
+	rc = kvm_file_open(cloexec, &fd, &file);
+	if (rc < 0)
+		return rc;
+	rc = add(fd, file);
 	if (rc < 0) {
-		free(e);
+		sys_close(fd);
+		kvm_file_free(file);
 		return rc;
 	}
-	sys_fstat(fd, &st);
-	e->dev = st.st_dev;
-	e->ino = st.st_ino;
-	pthread_mutex_lock(&lock);
-	e->next = entries;
-	entries = e;
-	pthread_mutex_unlock(&lock);
 	return fd;
 }
 
@@ -127,6 +185,8 @@ bool front_is_ours(int fd)
 
 	if (!entries)
 		return false;
+	if (trust_numbers && (unsigned)fd < BY_FD && atomic_load(&by_fd[fd]))
+		return true;
 	pthread_mutex_lock(&lock);
 	ours = find(fd) != NULL;
 	pthread_mutex_unlock(&lock);
@@ -136,13 +196,27 @@ bool front_is_ours(int fd)
 long front_ioctl(int fd, unsigned long req, unsigned long arg)
 {
 	struct entry *e = get(fd);
+	struct kvm_file *made = NULL;
 	long rc;
 
 	if (!e)
 		return -EBADF;
-	rc = e->foreign ? -EIO : kvm_file_ioctl(e->file, req, arg);
+	/* The kernel looks at 32 bits; clients that keep requests in an int extend the sign. */
+	req = (unsigned)req;
+	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made);
 	put(e);
+	if (unlikely(made)) {
+		int err = add((int)rc, made);
+
+		if (err < 0) {
+			sys_close((int)rc);
+			kvm_file_free(made);
+			rc = err;
+		}
+	}
 	signal_release();
+	if (unlikely(rc < 0) && rc != -EINTR)
+		debug_log("ioctl", "descriptor %d, request %#lx, %#lx: errno %ld", fd, req, arg, -rc);
 	return rc;
 }
 
@@ -161,18 +235,30 @@ static int nothing_fd(void)
 void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
 	struct entry *e = get(fd);
-	u8 *base = sys_mmap(addr, length, prot, flags, fd, offset);
+	u8 *base = MAP_FAILED;
+	int err = e ? kvm_file_mmap_check(e->file) : 0;
 
+	if (err < 0)
+		errno = -err;
+	else
+		base = sys_mmap(addr, length, prot, flags, fd, offset);
 	if (!e)
 		return base;
+	if (base != MAP_FAILED && !e->foreign) {
+		err = kvm_file_mmap_fix(e->file, base, length, prot, flags, (u64)offset);
+		if (err < 0) {
+			munmap(base, length);
+			errno = -err;
+			base = MAP_FAILED;
+		}
+	}
 	for (u64 done = 0; base != MAP_FAILED && !e->foreign && done < length;) {
 		bool covered;
 		u64 piece = kvm_file_mmap_piece(e->file, (u64)offset + done, length - done, &covered);
 
 		if (!covered && sys_mmap(base + done, piece, prot, (flags & (MAP_SHARED | MAP_PRIVATE)) | MAP_FIXED,
 		                         nothing_fd(), 0) == MAP_FAILED) {
-			int err = errno;
-
+			err = errno;
 			munmap(base, length);
 			errno = err;
 			base = MAP_FAILED;
@@ -194,7 +280,8 @@ static void mark_seen(int fd)
 void front_reap(void)
 {
 	struct entry *dead = NULL, **at;
-	DIR *dir = entries ? opendir("/proc/self/fd") : NULL;
+	/* A child of vfork() shares our memory, but its descriptors are its own. */
+	DIR *dir = entries && getpid() == owner ? opendir("/proc/self/fd") : NULL;
 	struct dirent *d;
 
 	if (!dir)
@@ -212,6 +299,14 @@ void front_reap(void)
 			at = &e->next;
 			continue;
 		}
+		/* Whoever takes it from by_fd[] from now on looks twice; whoever has it is counted in users. */
+		for (unsigned fd = 0; fd < BY_FD; fd++)
+			if (atomic_load_explicit(&by_fd[fd], memory_order_relaxed) == e)
+				atomic_store(&by_fd[fd], NULL);
+		if (atomic_load(&e->users)) {
+			at = &e->next;
+			continue;
+		}
 		*at = e->next;
 		e->next = dead;
 		dead = e;
@@ -224,14 +319,23 @@ void front_reap(void)
 		dead = e->next;
 		if (!e->foreign)
 			kvm_file_free(e->file);
-		free(e);
+		e->ino = 0;
+		pthread_mutex_lock(&lock);
+		e->next = spare;
+		spare = e;
+		pthread_mutex_unlock(&lock);
 	}
 }
 
 int front_close(int fd)
 {
 	bool ours = front_is_ours(fd);
-	int rc = sys_close(fd);
+	int rc;
+
+	front_forget((unsigned)fd, (unsigned)fd);
+	rc = sys_close(fd);
+	/* A call on the dying number, beside this one, may have noted it again. */
+	front_forget((unsigned)fd, (unsigned)fd);
 
 	if (ours)
 		front_reap();

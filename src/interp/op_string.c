@@ -354,6 +354,26 @@ FN(scas)
 	}
 }
 
+/* How many elements after a probed first one go the same way: in its page, in its segment. */
+static u16 pio_chunk(struct vcpu *v, const struct insn *i, const struct pio *io)
+{
+	u64 in_page = io->gva & ~PAGE_MASK, n, si = addr_reg(v, i, io->in ? R_RDI : R_RSI), last;
+	gva_t gva;
+
+	n = (io->down ? in_page : PAGE_SIZE - io->size - in_page) / io->size + 1;
+	if (in_page + io->size > PAGE_SIZE || io->count == 1)
+		return 1;
+	if (n > io->count)
+		n = io->count;
+	last = si + (io->down ? -(n - 1) : n - 1) * io->size;
+	/* An index register that wraps on the way, or a segment that ends: one by one, each with its own checks. */
+	if (i->asize < 8 && last >> (8 * i->asize))
+		return 1;
+	if (v_linear(v, io->in ? SEG_ES : i->seg, last, io->size, io->in ? MEM_WRITE : MEM_READ, &gva) != STEP_OK)
+		return 1;
+	return (u16)n;
+}
+
 /* INS and OUTS: checked here for the first element; who answers the port moves the data and updates the registers. */
 FN(ins_outs)
 {
@@ -367,6 +387,7 @@ FN(ins_outs)
 	        .rep = repeats(i),
 	        .count = repeats(i) ? addr_reg(v, i, R_RCX) : 1,
 	        .len = i->len,
+	        .asize = i->asize,
 	};
 	unsigned access = in ? MEM_WRITE : MEM_READ;
 	int rc;
@@ -382,6 +403,7 @@ FN(ins_outs)
 	rc = mem_probe(&v->mmu, io.gva, io.size, access, v->mmu.ctx);
 	if (rc != MEM_OK)
 		return vmem_fail(v, rc);
+	io.chunk = pio_chunk(v, i, &io);
 	return v->ops->pio(v, &io);
 }
 

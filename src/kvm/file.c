@@ -1,8 +1,8 @@
 /*
- * file.c: one open of /dev/kvm: which dialect an ioctl belongs to, and how its memory maps.
+ * file.c: what our descriptors are: which dialect an ioctl belongs to, and how they map.
  *
- * In the interface of 2006 every open is a virtual machine of its own. Another dialect's table is asked first or second
- * here; the numbers of the two never collide.
+ * In the interface of 2006 every open is a virtual machine of its own; in version 12 an open makes VMs, and those make
+ * vCPUs, each with its descriptor. The numbers of the two dialects never collide, so an open of /dev/kvm serves both.
  */
 #define _GNU_SOURCE
 #include "kvm.h"
@@ -16,7 +16,9 @@
 #include "../base/sys.h"
 
 struct kvm_file {
-	struct vm *vm;
+	enum file_kind kind;
+	struct vm *vm;       /* FILE_SYSTEM: the machine of 2006 */
+	struct kvm_vcpu *kv; /* FILE_VCPU */
 };
 
 int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out)
@@ -38,15 +40,67 @@ int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out)
 		free(file);
 		return err;
 	}
+	file->kind = FILE_SYSTEM;
 	*out = file;
 	return 0;
 }
 
-long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg)
+long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made)
 {
-	long rc = dialect_2006_ioctl(file->vm, req, arg);
+	struct kvm_file *f;
+	struct made m = {0};
+	long rc;
 
-	return rc == -ENOTTY ? -EINVAL : rc;
+	if (foreign && file->kind != FILE_SYSTEM)
+		return -EIO;
+	switch (file->kind) {
+	case FILE_VCPU:
+		rc = dialect_12_vcpu(file->kv, req, arg, &m);
+		break;
+	case FILE_VM:
+		rc = dialect_12_vm(file->vm, req, arg, &m);
+		break;
+	default:
+		rc = dialect_12_system(req, arg, &m);
+		if (rc == -ENOTTY)
+			rc = foreign ? -EIO : dialect_2006_ioctl(file->vm, req, arg);
+		if (rc == -ENOTTY)
+			rc = -EINVAL;
+	}
+	if (likely(m.kind == FILE_NONE))
+		return rc;
+	f = calloc(1, sizeof(*f));
+	if (!f) {
+		sys_close((int)rc);
+		dialect_12_put(m.vm);
+		return -ENOMEM;
+	}
+	f->kind = m.kind;
+	f->vm = m.vm;
+	f->kv = m.kv;
+	*made = f;
+	return rc;
+}
+
+int kvm_file_mmap_check(const struct kvm_file *file)
+{
+	return file->kind == FILE_VM ? -ENODEV : 0;
+}
+
+int kvm_file_mmap_fix(const struct kvm_file *file, u8 *base, u64 length, int prot, int flags, u64 offset)
+{
+	u64 at;
+	int fd;
+
+	if (file->kind != FILE_VCPU)
+		return 0;
+	fd = dialect_12_shared_page(file->vm, &at);
+	if (at < offset || at >= offset + length)
+		return 0;
+	if (sys_mmap(base + (at - offset), PAGE_SIZE, prot, (flags & (MAP_SHARED | MAP_PRIVATE)) | MAP_FIXED, fd, 0) ==
+	    MAP_FAILED)
+		return -errno;
+	return 0;
 }
 
 u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *covered)
@@ -55,6 +109,10 @@ u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *cov
 	struct memslot *slot;
 	u64 piece = length;
 
+	if (file->kind != FILE_SYSTEM) {
+		*covered = true;
+		return piece;
+	}
 	pthread_mutex_lock(&vm->lock);
 	slot = memslot_find(&vm->mem, offset);
 	/* Past the file's end the kernel itself gives SIGBUS, until a slot comes to be there. */
@@ -78,17 +136,22 @@ u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *cov
 
 void kvm_file_free(struct kvm_file *file)
 {
-	vm_destroy(file->vm);
+	if (file->kind == FILE_SYSTEM)
+		vm_destroy(file->vm);
+	else
+		dialect_12_put(file->vm);
 	free(file);
 }
 
 int kvm_file_own_fd(const struct kvm_file *file)
 {
-	return file->vm->memfd;
+	return file->kind == FILE_SYSTEM ? file->vm->memfd : -1;
 }
 
 void kvm_file_forked(struct kvm_file *file)
 {
+	if (file->kind != FILE_SYSTEM)
+		return;
 	/* The mappings are MADV_DONTFORK; the descriptor is all that came along. */
 	sys_close(file->vm->memfd);
 	file->vm->memfd = -1;

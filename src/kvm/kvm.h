@@ -25,12 +25,13 @@ struct kvm_vcpu {
 	bool mmio_read_out;   /* the last exit was an MMIO read that waits for its answer */
 	u8 last_len;          /* length of the last exit's instruction */
 	u64 mmio_rip;
+	struct vcpu12 *x12; /* dialect_12.h; NULL: a vCPU of 2006 */
 };
 
 struct vm {
 	pthread_mutex_t lock;
 	struct vm_mem mem;
-	int memfd; /* guest memory, offset = GPA; also the client's descriptor. Ours is a dup of it. */
+	int memfd; /* 2006: guest memory, offset = GPA; also the client's descriptor. Ours is a dup of it. Else -1. */
 	u64 memfd_size;
 	struct memslot *slot[VM_MAX_SLOTS_2006];
 	struct kvm_vcpu *vcpu[VM_MAX_VCPUS];
@@ -39,11 +40,13 @@ struct vm {
 	pthread_cond_t run_cond;
 	unsigned running; /* vCPUs that execute guest instructions */
 	bool stop;        /* a thread has, or waits for, all vCPUs stopped */
+
+	struct vm12 *x12; /* dialect_12.h; NULL: a VM of 2006 */
 };
 
 /* ---- vm.c -------------------------------------------------------------------------------------------------------- */
 
-/* A new VM around a memfd descriptor (which the VM dups). -errno or 0. */
+/* A new VM around a memfd descriptor (which the VM dups; -1: memory is the client's). -errno or 0. */
 int vm_create(int memfd, struct vm **out);
 void vm_destroy(struct vm *vm);
 /* Stops all vCPUs at an instruction boundary; they stay stopped until vm_resume(). The caller may itself be a vCPU. */
@@ -75,30 +78,55 @@ int vcpu_irq_take_lowest(struct vcpu *v);
 
 /* Runs the vCPU until it exits: v->exit says why. The vCPU's lock is held. */
 void vcpu_run(struct kvm_vcpu *kv);
+/* The same in three parts: between run_begin() and run_end() the thread counts as running, signals are held back, and
+ * run_engine() may be called again and again. Everything that changes under vm_stop() may be read without a lock. */
+void run_begin(struct kvm_vcpu *kv);
+void run_engine(struct kvm_vcpu *kv);
+void run_end(struct kvm_vcpu *kv);
 /* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
  * handler must not run? If so the run is told to end with EXIT_INTR. */
 bool run_interrupted_by_signal(void);
 
-/* ---- the ioctl doors: file.c ----------------------------------------------------------------------------------------
+/* ---- the ioctl doors: file.c --------------------------------------------------------------------------------------
  */
 
-/* What one open of /dev/kvm, or a descriptor made from it, is. */
+/* What one of our descriptors is: an open of /dev/kvm, or something an ioctl made. */
 struct kvm_file;
 
 /* Opens: `*fd` is a new descriptor (a memfd). -errno or 0. `cloexec` as O_CLOEXEC. */
 int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out);
-/* An ioctl: its result, or -errno. */
-long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg);
+/* An ioctl: its result, or -errno. When the request made a descriptor, the result is its number and *made what it is.
+ * `foreign`: the file was made by a parent of this process, which may not use it for more than a new VM. */
+long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made);
 /* Pieces of [offset, offset + length) that no memslot covers read as SIGBUS: returns the length of the piece at
  * `offset` and whether it is covered. */
 u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *covered);
+/* Before and after the mmap() of a descriptor: -errno when it cannot be mapped; puts the VM's shared pages in place. */
+int kvm_file_mmap_check(const struct kvm_file *file);
+int kvm_file_mmap_fix(const struct kvm_file *file, u8 *base, u64 length, int prot, int flags, u64 offset);
 void kvm_file_free(struct kvm_file *file);
-/* The engine's own descriptor of the file's memory, which is not one of the client's. */
+/* The engine's own descriptor of the file's memory, which is not one of the client's; -1: there is none. */
 int kvm_file_own_fd(const struct kvm_file *file);
 /* In a fork()ed child: lets go of what must not outlive the parent's VM. */
 void kvm_file_forked(struct kvm_file *file);
 
 /* dialect_2006.c. -ENOTTY: not one of its requests. */
 long dialect_2006_ioctl(struct vm *vm, unsigned long req, unsigned long arg);
+
+/* dialect_12*.c: version 12 of the interface, by the descriptor the request is for. A request that makes a descriptor
+ * returns its number and says in *made what it stands for (FILE_NONE: nothing was made). -ENOTTY: no such request. */
+enum file_kind { FILE_NONE, FILE_SYSTEM, FILE_VM, FILE_VCPU };
+struct made {
+	enum file_kind kind;
+	struct vm *vm;
+	struct kvm_vcpu *kv;
+};
+long dialect_12_system(unsigned long req, unsigned long arg, struct made *made);
+long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct made *made);
+long dialect_12_vcpu(struct kvm_vcpu *kv, unsigned long req, unsigned long arg, struct made *made);
+/* A descriptor of the VM, or of one of its vCPUs, is gone: the VM ends with the last. */
+void dialect_12_put(struct vm *vm);
+/* The page that all vCPU descriptors of a VM share, as a descriptor, and its offset in each. */
+int dialect_12_shared_page(const struct vm *vm, u64 *offset);
 
 #endif

@@ -22,18 +22,34 @@ bool run_interrupted_by_signal(void)
 	return true;
 }
 
-void vcpu_run(struct kvm_vcpu *kv)
+void run_begin(struct kvm_vcpu *kv)
+{
+	in_engine = &kv->cpu;
+	vm_enter(kv->cpu.vm);
+}
+
+void run_engine(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
-	vm_enter(v->vm);
-	in_engine = v;
 	if (v->jit)
 		jit_run(v);
 	else
 		interp_run(v);
+}
+
+void run_end(struct kvm_vcpu *kv)
+{
+	vm_leave(kv->cpu.vm);
 	in_engine = NULL;
 	/* A signal that came after the exit was decided: its handler runs now, and the exit stands. */
-	atomic_fetch_and(&v->events, ~(u32)EV_SIGNAL);
-	vm_leave(v->vm);
+	if (atomic_load_explicit(&kv->cpu.events, memory_order_relaxed) & EV_SIGNAL)
+		atomic_fetch_and(&kv->cpu.events, ~(u32)EV_SIGNAL);
+}
+
+void vcpu_run(struct kvm_vcpu *kv)
+{
+	run_begin(kv);
+	run_engine(kv);
+	run_end(kv);
 }

@@ -26,8 +26,8 @@ int vm_create(int memfd, struct vm **out)
 
 	if (!vm)
 		return -ENOMEM;
-	vm->memfd = fcntl(memfd, F_DUPFD_CLOEXEC, 3);
-	if (vm->memfd < 0) {
+	vm->memfd = memfd < 0 ? -1 : fcntl(memfd, F_DUPFD_CLOEXEC, 3);
+	if (memfd >= 0 && vm->memfd < 0) {
 		err = -errno;
 		free(vm);
 		return err;
@@ -51,7 +51,8 @@ void vm_destroy(struct vm *vm)
 			memslot_free(vm->slot[n]);
 		}
 	vm_mem_free(&vm->mem);
-	sys_close(vm->memfd);
+	if (vm->memfd >= 0)
+		sys_close(vm->memfd);
 	pthread_cond_destroy(&vm->run_cond);
 	pthread_mutex_destroy(&vm->run_lock);
 	pthread_mutex_destroy(&vm->lock);

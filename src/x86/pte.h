@@ -18,7 +18,7 @@
 #define PTE_NX BIT(63)
 
 /* Widest physical address the model processor has; CPUID 0x80000008 reports the same. */
-#define PHYS_BITS 46
+#define PHYS_BITS 48
 #define PHYS_MASK (BIT(PHYS_BITS) - 1)
 
 #endif

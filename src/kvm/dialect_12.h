@@ -1,0 +1,192 @@
+/*
+ * dialect_12.h: what the files of the API-12 dialect share. The one place that knows today's <linux/kvm.h>; it must not
+ * be included together with the header of 2006.
+ *
+ *   dialect_12.c        the system descriptor, capabilities, what CPUID and which MSRs are offered
+ *   dialect_12_vm.c     VM requests: memory, dirty log, clock, making vCPUs
+ *   dialect_12_io.c     eventfds and rings that take I/O writes without an exit
+ *   dialect_12_vcpu.c   vCPUs: creation, KVM_RUN, exits and their completion
+ *   dialect_12_regs.c   a vCPU's registers in the interface's structures
+ *   dialect_12_msr.c    CPUID tables, MSRs, the paravirtual clock
+ *
+ * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
+ * vCPUs are stopped (vm_stop()), or is atomic.
+ */
+#ifndef DEVKVM_KVM_DIALECT_12_H
+#define DEVKVM_KVM_DIALECT_12_H
+
+#include <linux/kvm.h>
+#include <signal.h>
+
+#include "kvm.h"
+
+#define SLOTS_12 32764u /* user slots, ids 0 to SLOTS_12 - 1 */
+#define RUN_PAGES 3     /* struct kvm_run, the port data page, the coalesced ring */
+#define PIO_PAGE 1
+#define RING_PAGE 2
+#define CPUID_MAX 256
+#define MSRS_MAX 256
+#define MCE_BANKS 32
+
+/* One KVM_IOEVENTFD. */
+struct ioev {
+	u64 addr, match;
+	u32 len; /* 0: any */
+	bool pio, has_match;
+	int fd; /* a dup of the client's */
+};
+
+/* One coalesced zone. */
+struct zone {
+	u64 addr;
+	u32 size;
+	bool pio;
+};
+
+struct vm12 {
+	_Atomic(unsigned) refs; /* descriptors of the VM and its vCPUs */
+	struct memslot **slot;  /* by id, n_slot of them; protected by vm.lock */
+	unsigned n_slot;
+	bool has_vcpu;
+	u32 manual_protect; /* KVM_DIRTY_LOG_x */
+	int ring_fd;        /* memfd of the coalesced ring's page */
+	struct kvm_coalesced_mmio_ring *ring;
+	pthread_mutex_t ring_lock; /* protects: what vCPUs write into the ring */
+
+	struct ioev *ioev;
+	unsigned n_ioev;
+	struct zone *zone;
+	unsigned n_zone;
+
+	/* Time: protected by time_lock. */
+	pthread_mutex_t time_lock;
+	s64 tsc_offset;               /* guest TSC - host TSC, of the last vCPU that started one */
+	u64 clock_ref, clock_ref_tsc; /* kvmclock was clock_ref ns at this host TSC */
+	bool tsc_set;
+	u64 tsc_write, tsc_write_host; /* the last write that started an offset, and when it was (host TSC) */
+};
+
+/* Port I/O, or nothing, that the client answers before the next run. */
+enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ };
+
+struct vcpu12 {
+	struct kvm_run *run; /* our mapping of the descriptor's first pages */
+	int irq;             /* queued by KVM_INTERRUPT, -1: none */
+	u32 mp_state;        /* KVM_MP_STATE_x */
+	bool ran;            /* KVM_RUN has run guest code: CPUID is fixed from now on */
+	bool check_state;    /* registers were set since cpu_check_state() */
+	bool inject;         /* cpu.excp waits for the next run */
+
+	enum pending pend;
+	u64 pend_rip;
+	struct pio pend_io;
+
+	bool has_mask;
+	sigset_t mask; /* of KVM_SET_SIGNAL_MASK */
+
+	struct kvm_cpuid_entry2 cpuid[CPUID_MAX];
+	unsigned n_cpuid;
+	bool tsc_deadline, x2apic; /* CPUID says so */
+
+	u64 mcg_cap, mcg_ctl;
+	u64 mce[4 * MCE_BANKS];
+	u64 msr_clock, msr_wall, misc_enable, poll_control;
+	u32 guest_debug; /* KVM_GUESTDBG_x */
+};
+
+static inline struct vcpu12 *x12_of(struct vcpu *v)
+{
+	return kvm_vcpu_of(v)->x12;
+}
+
+/* A request that acts on a vCPU, VM or nothing; `arg` as it came. */
+typedef long (*vcpu_fn)(struct kvm_vcpu *kv, unsigned long arg);
+typedef long (*vm_fn)(struct vm *vm, unsigned long arg);
+
+/* ---- dialect_12.c ------------------------------------------------------------------------------------------------ */
+
+/* KVM_CHECK_EXTENSION. */
+long cap_check(unsigned long cap);
+/* KVM_GET_SUPPORTED_CPUID and KVM_GET_EMULATED_CPUID. */
+long cpuid_supported(unsigned long arg, bool emulated);
+/* A new memfd of `size` bytes that can neither shrink nor grow: a descriptor, or -errno. */
+int sealed_memfd(const char *name, u64 size);
+
+/* ---- dialect_12_vm.c --------------------------------------------------------------------------------------------- */
+
+/* KVM_CREATE_VM: a descriptor, or -errno. */
+long vm12_create(unsigned long type, struct made *made);
+/* Nanoseconds of the VM's kvmclock at a host TSC. */
+u64 vm12_clock(const struct vm *vm, u64 host_tsc);
+/* Guest TSC ticks a millisecond, the host's. */
+u32 tsc_khz(void);
+
+/* ---- dialect_12_io.c --------------------------------------------------------------------------------------------- */
+
+long ioeventfd(struct vm *vm, unsigned long arg);
+long coalesced_add(struct vm *vm, unsigned long arg);
+long coalesced_remove(struct vm *vm, unsigned long arg);
+/* A write to a port or MMIO address, `len` bytes at `data`: true when nobody needs to exit for it. On a running vCPU.
+ */
+bool io_write_taken(struct vm *vm, bool pio, u64 addr, u32 len, const u8 *data);
+/* The same for reads. */
+bool io_read_taken(struct vm *vm, bool pio, u64 addr, u32 len, u8 *data);
+void io_free(struct vm12 *x);
+
+/* ---- dialect_12_vcpu.c ------------------------------------------------------------------------------------------- */
+
+long vcpu12_create(struct vm *vm, unsigned long id, struct made *made);
+void vcpu12_free(struct kvm_vcpu *kv);
+/* The client sends the guest elsewhere: what the last exit had half done is void. */
+void vcpu12_abandon(struct kvm_vcpu *kv);
+
+/* ---- dialect_12_regs.c ------------------------------------------------------------------------------------------- */
+
+void regs_out(struct vcpu *v, struct kvm_regs *regs);
+void regs_in(struct kvm_vcpu *kv, const struct kvm_regs *regs);
+void sregs_out(struct vcpu *v, struct kvm_sregs *s);
+/* -EINVAL when no processor has such a state. */
+int sregs_in(struct kvm_vcpu *kv, const struct kvm_sregs *s);
+void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e);
+int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e);
+
+long get_regs(struct kvm_vcpu *kv, unsigned long arg);
+long set_regs(struct kvm_vcpu *kv, unsigned long arg);
+long get_sregs(struct kvm_vcpu *kv, unsigned long arg);
+long set_sregs(struct kvm_vcpu *kv, unsigned long arg);
+long get_sregs2(struct kvm_vcpu *kv, unsigned long arg);
+long set_sregs2(struct kvm_vcpu *kv, unsigned long arg);
+long get_fpu(struct kvm_vcpu *kv, unsigned long arg);
+long set_fpu(struct kvm_vcpu *kv, unsigned long arg);
+long get_xsave(struct kvm_vcpu *kv, unsigned long arg);
+long set_xsave(struct kvm_vcpu *kv, unsigned long arg);
+long get_xcrs(struct kvm_vcpu *kv, unsigned long arg);
+long set_xcrs(struct kvm_vcpu *kv, unsigned long arg);
+long get_debugregs(struct kvm_vcpu *kv, unsigned long arg);
+long set_debugregs(struct kvm_vcpu *kv, unsigned long arg);
+long get_vcpu_events(struct kvm_vcpu *kv, unsigned long arg);
+long set_vcpu_events(struct kvm_vcpu *kv, unsigned long arg);
+long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg);
+
+/* ---- dialect_12_msr.c -------------------------------------------------------------------------------------------- */
+
+long msr_list(unsigned long arg, bool features);
+long feature_msrs(unsigned long arg);
+long get_msrs(struct kvm_vcpu *kv, unsigned long arg);
+long set_msrs(struct kvm_vcpu *kv, unsigned long arg);
+long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
+long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
+long mce_supported(unsigned long arg);
+long mce_setup(struct kvm_vcpu *kv, unsigned long arg);
+long mce_inject(struct kvm_vcpu *kv, unsigned long arg);
+/* struct vcpu_ops */
+int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host);
+int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* What the guest's CPUID answers now. */
+void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
+/* A new vCPU's TSC counts as its brothers' does. */
+void tsc12_init(struct vcpu *v);
+/* Writes the guest's clock page again: time was set. With the vCPUs stopped, or on the vCPU. */
+void clock12_update(struct vcpu *v);
+
+#endif

@@ -1,0 +1,746 @@
+/*
+ * dialect_12_vcpu.c: a vCPU's descriptor: creation, KVM_RUN with its exits and their completion, and the table of its
+ * requests.
+ *
+ * Invariants:
+ *  - KVM_RUN makes no system call of its own: struct kvm_run and the port data page are our own mapping of the
+ *    descriptor's memory;
+ *  - at an I/O exit RIP is at the instruction; the next KVM_RUN completes it (moves data, steps RIP), unless the client
+ *    sent the guest elsewhere. An MMIO read runs again with its answer, an MMIO write is complete at its exit;
+ *  - every way KVM_RUN can end leaves exit_reason and the fields after it (if_flag, cr8, ...) as they are now.
+ */
+#define _GNU_SOURCE
+#include "dialect_12.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../base/bug.h"
+#include "../base/sys.h"
+#include "../base/usercopy.h"
+#include "../cpu/vmem.h"
+
+/* ---- what the processor does at exits: vcpu_ops ------------------------------------------------------------------ */
+
+static u8 *pio_data(struct vcpu12 *x)
+{
+	return (u8 *)x->run + PIO_PAGE * PAGE_SIZE;
+}
+
+static int op_pio(struct vcpu *v, const struct pio *io)
+{
+	struct vcpu12 *x = x12_of(v);
+	u32 val = io->value;
+
+	if (!io->string) {
+		if (io->in) {
+			if (io_read_taken(v->vm, true, io->port, io->size, (u8 *)&val)) {
+				memcpy(&v->r[R_RAX], &val, io->size);
+				if (io->size == 4)
+					v->r[R_RAX] = val;
+				return STEP_OK;
+			}
+		} else if (io_write_taken(v->vm, true, io->port, io->size, (const u8 *)&val)) {
+			return STEP_OK;
+		}
+	}
+	v->exit.reason = EXIT_IO;
+	v->exit.io = *io;
+	if (io->string && !io->in) {
+		/* Read the elements now; one that faults waits until its turn comes first. */
+		unsigned n, chunk = io->chunk;
+		gva_t gva = io->gva;
+
+		for (n = 0; n < chunk; n++) {
+			int rc = lin_read(v, gva, pio_data(x) + n * io->size, io->size);
+
+			if (rc != STEP_OK) {
+				if (!n)
+					return rc;
+				break;
+			}
+			gva += io->down ? -(u64)io->size : io->size;
+		}
+		v->exit.io.chunk = (u16)n;
+	} else if (io->string && !tlb_lookup(&v->mmu.tlb[v->mmu.ctx][TLB_READ], io->gva, io->size)) {
+		/* Not plain memory: element by element. */
+		v->exit.io.chunk = 1;
+	}
+	return STEP_EXIT;
+}
+
+static int op_cpuid(struct vcpu *v, const struct insn *i)
+{
+	u32 out[4];
+
+	cpuid12(v, (u32)v->r[R_RAX], (u32)v->r[R_RCX], out);
+	v->r[R_RAX] = out[0];
+	v->r[R_RBX] = out[1];
+	v->r[R_RCX] = out[2];
+	v->r[R_RDX] = out[3];
+	return STEP_OK;
+}
+
+static int op_hlt(struct vcpu *v, const struct insn *i)
+{
+	v->r[R_RIP] += i->len;
+	if (vcpu_irq_pending(v) && (v->rflags & FLAGS_IF))
+		return STEP_JUMP;
+	v->exit.reason = EXIT_HLT;
+	return STEP_EXIT;
+}
+
+static int op_irq_take(struct vcpu *v)
+{
+	struct vcpu12 *x = x12_of(v);
+	int irq = x->irq;
+
+	x->irq = -1;
+	return irq;
+}
+
+static bool op_irq_pending(struct vcpu *v)
+{
+	return x12_of(v)->irq >= 0;
+}
+
+static void op_kicked(struct vcpu *v)
+{
+	vm_leave(v->vm);
+	vm_enter(v->vm);
+}
+
+static const struct vcpu_ops ops_12 = {
+        .pio = op_pio,
+        .cpuid = op_cpuid,
+        .hlt = op_hlt,
+        .irq_take = op_irq_take,
+        .irq_pending = op_irq_pending,
+        .kicked = op_kicked,
+        .msr_read = msr12_read,
+        .msr_write = msr12_write,
+};
+
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
+
+void vcpu12_free(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+
+	if (x->run)
+		munmap(x->run, RUN_PAGES * PAGE_SIZE);
+	vcpu_destroy(kv);
+	free(x);
+}
+
+/* Where the reset state of this dialect differs: as a processor comes out of RESET (SDM vol. 3, table 10-1). */
+static void reset(struct vcpu *v)
+{
+	v->seg[SEG_CS].base = 0xffff0000;
+	v->cr0 = CR0_CD | CR0_NW | CR0_ET;
+	v->misc_enable = BIT(0);
+	cpu_update(v);
+}
+
+long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
+{
+	struct vcpu12 *x;
+	struct kvm_vcpu *kv;
+	int fd, rc;
+
+	if (id >= VM_MAX_VCPUS)
+		return -EINVAL;
+	x = calloc(1, sizeof(*x));
+	if (!x)
+		return -ENOMEM;
+	fd = sealed_memfd("kvm-vcpu", RUN_PAGES * PAGE_SIZE);
+	if (fd < 0) {
+		free(x);
+		return fd;
+	}
+	x->run = sys_mmap(NULL, RUN_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	rc = -ENOMEM;
+	if (x->run == MAP_FAILED)
+		goto fail;
+	x->irq = -1;
+	x->mp_state = KVM_MP_STATE_RUNNABLE;
+	x->check_state = true;
+	x->mcg_cap = MCE_BANKS;
+	x->misc_enable = 0;
+	x->poll_control = 1;
+	rc = vcpu_create(vm, (u32)id, &ops_12, &kv);
+	if (rc < 0)
+		goto fail_map;
+	kv->x12 = x;
+	reset(&kv->cpu);
+	tsc12_init(&kv->cpu);
+	pthread_mutex_lock(&vm->lock);
+	rc = vm->vcpu[id] ? -EEXIST : 0;
+	if (rc == 0) {
+		atomic_fetch_add(&vm->x12->refs, 1);
+		vm->x12->has_vcpu = true;
+		__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	if (rc < 0) {
+		sys_close(fd);
+		vcpu12_free(kv);
+		return rc;
+	}
+	*made = (struct made){.kind = FILE_VCPU, .vm = vm, .kv = kv};
+	return fd;
+fail_map:
+	munmap(x->run, RUN_PAGES * PAGE_SIZE);
+fail:
+	sys_close(fd);
+	free(x);
+	return rc;
+}
+
+/* ---- completing an exit ------------------------------------------------------------------------------------------ */
+
+void vcpu12_abandon(struct kvm_vcpu *kv)
+{
+	mmio_done(&kv->cpu.mmu);
+	kv->x12->pend = PEND_NONE;
+}
+
+static void set_sized(struct vcpu *v, unsigned reg, unsigned size, u64 val)
+{
+	if (size == 8)
+		v->r[reg] = val;
+	else if (size == 4)
+		v->r[reg] = (u32)val;
+	else
+		memcpy(&v->r[reg], &val, size);
+}
+
+/* Data and index registers of INS or OUTS. True: the instruction is complete. */
+static bool finish_string(struct vcpu *v, const struct pio *io)
+{
+	unsigned reg = io->in ? R_RDI : R_RSI, n, done = io->chunk;
+	u64 step = io->down ? -(u64)io->size : io->size;
+
+	for (n = 0; io->in && n < io->chunk; n++) {
+		/* The first element was probed; what the client unmapped since faults when its turn comes again. */
+		if (lin_write(v, io->gva + n * step, pio_data(x12_of(v)) + n * io->size, io->size) != STEP_OK) {
+			done = n;
+			break;
+		}
+	}
+	set_sized(v, reg, io->asize, v->r[reg] + done * step);
+	if (io->rep)
+		set_sized(v, R_RCX, io->asize, v->r[R_RCX] - done);
+	return done == io->count;
+}
+
+/* Steps over the instruction whose work is done. True: that ends in a debug exit. */
+static bool step_over(struct vcpu *v, unsigned len)
+{
+	bool tf = v->rflags & FLAGS_TF;
+	u64 rip = v->r[R_RIP] + len;
+
+	v->r[R_RIP] = v->mode == MODE_64 ? rip : (u32)rip;
+	if (unlikely(v->shadow)) {
+		v->shadow = 0;
+		atomic_fetch_and(&v->events, ~(u32)EV_SHADOW);
+	}
+	if (likely(!v->stepping)) {
+		v->rflags &= ~FLAGS_RF;
+		return false;
+	}
+	v->exit.reason = EXIT_NONE;
+	return dbg_after(v, tf) == STEP_EXIT;
+}
+
+/* What the client answered to the last exit. True: this is an exit by itself, v->exit says which. */
+static bool complete(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+	const struct pio *io = &x->pend_io;
+	enum pending pend = x->pend;
+
+	x->pend = PEND_NONE;
+	if (pend == PEND_MMIO_READ) {
+		u8 data[8];
+
+		memcpy(data, x->run->mmio.data, sizeof(data));
+		mmio_answer(&v->mmu, data);
+		return false;
+	}
+	if (v->r[R_RIP] != x->pend_rip)
+		return false;
+	if (io->string) {
+		if (!finish_string(v, io))
+			return false;
+	} else if (io->in) {
+		u32 val;
+
+		memcpy(&val, pio_data(x), sizeof(val));
+		set_sized(v, R_RAX, io->size, val);
+	}
+	return step_over(v, io->len);
+}
+
+/* ---- exits ------------------------------------------------------------------------------------------------------- */
+
+static void exit_io(struct vcpu12 *x, struct vcpu *v)
+{
+	const struct pio *io = &v->exit.io;
+	struct kvm_run *run = x->run;
+
+	run->exit_reason = KVM_EXIT_IO;
+	run->io.direction = io->in ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT;
+	run->io.size = io->size;
+	run->io.port = io->port;
+	run->io.count = io->string ? io->chunk : 1;
+	run->io.data_offset = PIO_PAGE * PAGE_SIZE;
+	if (!io->in && !io->string)
+		memcpy(pio_data(x), &io->value, 4);
+	x->pend = PEND_PIO;
+	x->pend_rip = v->r[R_RIP];
+	x->pend_io = *io;
+}
+
+/* With the instruction's bytes, as far as they can be read. */
+static void exit_internal(struct vcpu *v, struct kvm_run *run)
+{
+	gva_t lin = v->r[R_RIP] + (v->mode == MODE_64 ? 0 : v->seg[SEG_CS].base);
+	unsigned n = 0;
+	u8 byte;
+
+	run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	memset(&run->emulation_failure, 0, sizeof(run->emulation_failure));
+	run->emulation_failure.suberror = KVM_INTERNAL_ERROR_EMULATION;
+	while (n < 15 && gva_peek(&v->mmu, lin + n, &(gpa_t){0}, &(bool){0}, &(bool){0}) &&
+	       mem_read(&v->mmu, lin + n, &byte, 1, TLB_SUPER_AC) == MEM_OK)
+		run->emulation_failure.insn_bytes[n++] = byte;
+	mmio_done(&v->mmu);
+	if (n) {
+		run->emulation_failure.ndata = 3;
+		run->emulation_failure.flags = KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
+		run->emulation_failure.insn_size = (u8)n;
+	}
+}
+
+static void exit_fail_entry(struct vcpu *v, struct kvm_run *run)
+{
+	run->exit_reason = KVM_EXIT_FAIL_ENTRY;
+	/* How the two vendors' processors say "invalid guest state". */
+	run->fail_entry.hardware_entry_failure_reason = cpuid_is_amd() ? ~0ull : 0x80000021u;
+	run->fail_entry.cpu = 0;
+}
+
+/* Exits after which most clients give up. */
+static void log_end(const struct vcpu *v, const char *what)
+{
+	gva_t lin = v->r[R_RIP] + (v->mode == MODE_64 ? 0 : v->seg[SEG_CS].base);
+	const u8 *code = tlb_lookup(&v->mmu.tlb[v->cpl == 3 ? TLB_USER : TLB_SUPER][TLB_EXEC], lin, 8);
+
+	if (!debug_on("exit"))
+		return;
+	debug_log("exit", "vcpu %u: %s at %#llx, cs %#x:%#llx, cr0 %#llx, cr3 %#llx, efer %#llx", v->id, what,
+	          (unsigned long long)v->r[R_RIP], v->seg[SEG_CS].sel, (unsigned long long)v->seg[SEG_CS].base,
+	          (unsigned long long)v->cr0, (unsigned long long)v->cr3, (unsigned long long)v->efer);
+	if (code)
+		debug_log("exit", "code %02x %02x %02x %02x %02x %02x %02x %02x, rax %#llx, rcx %#llx, rdx %#llx",
+		          code[0], code[1], code[2], code[3], code[4], code[5], code[6], code[7],
+		          (unsigned long long)v->r[R_RAX], (unsigned long long)v->r[R_RCX],
+		          (unsigned long long)v->r[R_RDX]);
+}
+
+/* v->exit, in the interface's terms: KVM_RUN's result. */
+static long fill_exit(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+	const struct vcpu_exit *e = &v->exit;
+	struct kvm_run *run = x->run;
+
+	switch (e->reason) {
+	case EXIT_INTR:
+		run->exit_reason = KVM_EXIT_INTR;
+		return -EINTR;
+	case EXIT_IO:
+		exit_io(x, v);
+		return 0;
+	case EXIT_MMIO:
+		run->exit_reason = KVM_EXIT_MMIO;
+		run->mmio.phys_addr = e->mmio.gpa;
+		run->mmio.len = e->mmio.len;
+		run->mmio.is_write = e->mmio.is_write;
+		if (e->mmio.is_write)
+			memcpy(run->mmio.data, e->mmio.data, sizeof(run->mmio.data));
+		else
+			x->pend = PEND_MMIO_READ;
+		return 0;
+	case EXIT_HLT:
+		run->exit_reason = KVM_EXIT_HLT;
+		return 0;
+	case EXIT_DEBUG:
+		run->exit_reason = KVM_EXIT_DEBUG;
+		run->debug.arch.exception = e->debug.vector;
+		run->debug.arch.pad = 0;
+		run->debug.arch.pc = e->debug.rip;
+		run->debug.arch.dr6 = e->debug.dr6;
+		run->debug.arch.dr7 = e->debug.dr7;
+		return 0;
+	case EXIT_SHUTDOWN:
+		log_end(v, "triple fault");
+		run->exit_reason = KVM_EXIT_SHUTDOWN;
+		return 0;
+	case EXIT_IRQ_WINDOW:
+		run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+		return 0;
+	case EXIT_FAIL_ENTRY:
+		exit_fail_entry(v, run);
+		return 0;
+	default:
+		log_end(v, e->internal.why);
+		exit_internal(v, run);
+		return 0;
+	}
+}
+
+/* ---- KVM_RUN ----------------------------------------------------------------------------------------------------- */
+
+static bool irq_open(const struct kvm_vcpu *kv)
+{
+	const struct vcpu *v = &kv->cpu;
+
+	return (v->rflags & FLAGS_IF) && !v->shadow && kv->x12->irq < 0 && !kv->x12->inject;
+}
+
+/* KVM_SET_SIGNAL_MASK: a signal that is blocked now but not under the mask ends the run and stays pending.
+ * GAP(sigmask): one that comes during the run, for which no handler is installed, is seen at the next KVM_RUN only. */
+static bool masked_signal_waits(const struct vcpu12 *x)
+{
+	sigset_t waiting;
+
+	if (sigpending(&waiting) < 0)
+		return false;
+	for (int sig = 1; sig < NSIG; sig++)
+		if (sigismember(&waiting, sig) == 1 && !sigismember(&x->mask, sig))
+			return true;
+	return false;
+}
+
+/* The engine until there is something for the client. */
+static void run_guest(struct kvm_vcpu *kv)
+{
+	struct vcpu *v = &kv->cpu;
+
+	for (;;) {
+		run_engine(kv);
+		if (v->exit.reason != EXIT_MMIO)
+			return;
+		if (v->exit.mmio.is_write) {
+			if (!io_write_taken(v->vm, false, v->exit.mmio.gpa, v->exit.mmio.len, v->exit.mmio.data))
+				return;
+		} else {
+			u8 data[8];
+
+			if (!io_read_taken(v->vm, false, v->exit.mmio.gpa, v->exit.mmio.len, data))
+				return;
+			mmio_answer(&v->mmu, data);
+		}
+	}
+}
+
+/* Input fields, completion, guest code: everything between run_begin() and run_end(). */
+static long run_inside(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+	struct kvm_run *run = x->run;
+
+	if (x->pend != PEND_NONE && complete(kv))
+		return fill_exit(kv);
+	if (__atomic_load_n(&run->immediate_exit, __ATOMIC_ACQUIRE) ||
+	    (unlikely(x->has_mask) && masked_signal_waits(x))) {
+		run->exit_reason = KVM_EXIT_INTR;
+		return -EINTR;
+	}
+	if (unlikely(x->check_state)) {
+		const char *why = cpu_check_state(v);
+
+		if (why) {
+			log_end(v, why);
+			exit_fail_entry(v, run);
+			return 0;
+		}
+		x->check_state = false;
+	}
+	x->ran = true;
+	if (unlikely(x->inject)) {
+		x->inject = false;
+		v->exit.reason = EXIT_NONE;
+		if (excp_deliver(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
+			return fill_exit(kv);
+	}
+	if (run->request_interrupt_window) {
+		if (irq_open(kv)) {
+			run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+			return 0;
+		}
+		atomic_fetch_or(&v->events, (u32)EV_WINDOW);
+	}
+	run_guest(kv);
+	return fill_exit(kv);
+}
+
+static int sync_in(struct kvm_vcpu *kv, struct kvm_run *run)
+{
+	u64 dirty = run->kvm_dirty_regs;
+	int rc;
+
+	if ((run->kvm_valid_regs | dirty) & ~(u64)KVM_SYNC_X86_VALID_FIELDS)
+		return -EINVAL;
+	if (dirty & KVM_SYNC_X86_REGS) {
+		struct kvm_regs r = run->s.regs.regs;
+
+		regs_in(kv, &r);
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_REGS;
+	}
+	if (dirty & KVM_SYNC_X86_SREGS) {
+		struct kvm_sregs s = run->s.regs.sregs;
+
+		rc = sregs_in(kv, &s);
+		if (rc < 0)
+			return rc;
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_SREGS;
+	}
+	if (dirty & KVM_SYNC_X86_EVENTS) {
+		struct kvm_vcpu_events e = run->s.regs.events;
+
+		rc = events_in(kv, &e);
+		if (rc < 0)
+			return rc;
+		run->kvm_dirty_regs &= ~(u64)KVM_SYNC_X86_EVENTS;
+	}
+	return 0;
+}
+
+static void sync_out(struct kvm_vcpu *kv, struct kvm_run *run)
+{
+	if (run->kvm_valid_regs & KVM_SYNC_X86_REGS)
+		regs_out(&kv->cpu, &run->s.regs.regs);
+	if (run->kvm_valid_regs & KVM_SYNC_X86_SREGS)
+		sregs_out(&kv->cpu, &run->s.regs.sregs);
+	if (run->kvm_valid_regs & KVM_SYNC_X86_EVENTS)
+		events_out(kv, &run->s.regs.events);
+}
+
+static long run_locked(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+	struct kvm_run *run = x->run;
+	long rc = 0;
+
+	run->flags = 0;
+	if (unlikely(run->kvm_valid_regs | run->kvm_dirty_regs))
+		rc = sync_in(kv, run);
+	if (rc == 0 && run->cr8 > 15)
+		rc = -EINVAL;
+	if (rc == 0) {
+		v->cr8 = run->cr8;
+		run_begin(kv);
+		rc = run_inside(kv);
+		if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_WINDOW)
+			atomic_fetch_and(&v->events, ~(u32)EV_WINDOW);
+		run_end(kv);
+	}
+	if (unlikely(run->kvm_valid_regs) && rc != -EINVAL)
+		sync_out(kv, run);
+	run->if_flag = !!(v->rflags & FLAGS_IF);
+	run->cr8 = v->cr8;
+	run->apic_base = v->apic_base;
+	run->ready_for_interrupt_injection = irq_open(kv);
+	return rc;
+}
+
+/* ---- other requests ---------------------------------------------------------------------------------------------- */
+
+static long interrupt(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct kvm_interrupt irq;
+	long rc = user_read(&irq, (void *)arg, sizeof(irq));
+
+	if (rc < 0)
+		return rc;
+	if (irq.irq > 255)
+		return -EINVAL;
+	kv->x12->irq = (int)irq.irq;
+	atomic_fetch_or(&kv->cpu.events, (u32)EV_IRQ);
+	return 0;
+}
+
+static long nmi(struct kvm_vcpu *kv, unsigned long arg)
+{
+	kv->cpu.nmi_pending = true;
+	atomic_fetch_or(&kv->cpu.events, (u32)EV_NMI);
+	return 0;
+}
+
+static long set_signal_mask(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct kvm_signal_mask m;
+	u64 bits;
+	long rc;
+
+	if (!arg) {
+		kv->x12->has_mask = false;
+		return 0;
+	}
+	rc = user_read(&m, (void *)arg, sizeof(m));
+	if (rc < 0)
+		return rc;
+	if (m.len != sizeof(bits))
+		return -EINVAL;
+	rc = user_read(&bits, (u8 *)arg + sizeof(m), sizeof(bits));
+	if (rc < 0)
+		return rc;
+	sigemptyset(&kv->x12->mask);
+	memcpy(&kv->x12->mask, &bits, sizeof(bits));
+	kv->x12->has_mask = true;
+	return 0;
+}
+
+static long get_mp_state(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct kvm_mp_state s = {.mp_state = kv->x12->mp_state};
+
+	return user_write((void *)arg, &s, sizeof(s));
+}
+
+static long set_mp_state(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct kvm_mp_state s;
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (s.mp_state != KVM_MP_STATE_RUNNABLE)
+		return -EINVAL;
+	kv->x12->mp_state = s.mp_state;
+	return 0;
+}
+
+static long translate(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct vm *vm = kv->cpu.vm;
+	struct kvm_translation t;
+	gpa_t gpa = 0;
+	bool writable = false, user = false;
+	long rc = user_read(&t, (void *)arg, sizeof(t));
+
+	if (rc < 0)
+		return rc;
+	pthread_mutex_lock(&vm->lock);
+	t.valid = gva_peek(&kv->cpu.mmu, t.linear_address, &gpa, &writable, &user);
+	pthread_mutex_unlock(&vm->lock);
+	t.physical_address = t.valid ? gpa : ~0ull;
+	/* Linux' KVM says so of every page. */
+	t.writeable = 1;
+	t.usermode = 0;
+	return user_write((void *)arg, &t, sizeof(t));
+}
+
+static long get_tsc_khz(struct kvm_vcpu *kv, unsigned long arg)
+{
+	return tsc_khz();
+}
+
+/* The guest's TSC is the host's: only its own rate can be set. */
+static long set_tsc_khz(struct kvm_vcpu *kv, unsigned long arg)
+{
+	u32 have = tsc_khz(), want = (u32)arg;
+	u32 slack = have / 4000; /* 250 ppm */
+
+	if (!want || (want >= have - slack && want <= have + slack))
+		return 0;
+	return -EINVAL;
+}
+
+/* The guest was stopped for long: its watchdogs hear of it through the clock's flags. */
+static long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg)
+{
+	if (!(kv->x12->msr_clock & 1))
+		return -EINVAL;
+	/* GAP(kvmclock-stopped): PVCLOCK_GUEST_STOPPED is not set in the page. */
+	return 0;
+}
+
+static long no_lapic(struct kvm_vcpu *kv, unsigned long arg)
+{
+	return -EINVAL;
+}
+
+static const struct {
+	unsigned long req;
+	vcpu_fn serve;
+} table[] = {
+        {KVM_GET_REGS, get_regs},
+        {KVM_SET_REGS, set_regs},
+        {KVM_GET_SREGS, get_sregs},
+        {KVM_SET_SREGS, set_sregs},
+        {KVM_GET_SREGS2, get_sregs2},
+        {KVM_SET_SREGS2, set_sregs2},
+        {KVM_GET_FPU, get_fpu},
+        {KVM_SET_FPU, set_fpu},
+        {KVM_GET_XSAVE, get_xsave},
+        {KVM_GET_XSAVE2, get_xsave},
+        {KVM_SET_XSAVE, set_xsave},
+        {KVM_GET_XCRS, get_xcrs},
+        {KVM_SET_XCRS, set_xcrs},
+        {KVM_GET_MSRS, get_msrs},
+        {KVM_SET_MSRS, set_msrs},
+        {KVM_GET_CPUID2, get_cpuid2},
+        {KVM_SET_CPUID2, set_cpuid2},
+        {KVM_GET_DEBUGREGS, get_debugregs},
+        {KVM_SET_DEBUGREGS, set_debugregs},
+        {KVM_GET_VCPU_EVENTS, get_vcpu_events},
+        {KVM_SET_VCPU_EVENTS, set_vcpu_events},
+        {KVM_SET_GUEST_DEBUG, set_guest_debug},
+        {KVM_INTERRUPT, interrupt},
+        {KVM_NMI, nmi},
+        {KVM_SET_SIGNAL_MASK, set_signal_mask},
+        {KVM_GET_MP_STATE, get_mp_state},
+        {KVM_SET_MP_STATE, set_mp_state},
+        {KVM_TRANSLATE, translate},
+        {KVM_GET_TSC_KHZ, get_tsc_khz},
+        {KVM_SET_TSC_KHZ, set_tsc_khz},
+        {KVM_KVMCLOCK_CTRL, kvmclock_ctrl},
+        {KVM_X86_SETUP_MCE, mce_setup},
+        {KVM_X86_SET_MCE, mce_inject},
+        {KVM_GET_LAPIC, no_lapic},
+        {KVM_SET_LAPIC, no_lapic},
+};
+
+long dialect_12_vcpu(struct kvm_vcpu *kv, unsigned long req, unsigned long arg, struct made *made)
+{
+	long rc = -EINVAL;
+
+	if (likely(req == KVM_RUN)) {
+		if (arg)
+			return -EINVAL;
+		pthread_mutex_lock(&kv->lock);
+		rc = run_locked(kv);
+		pthread_mutex_unlock(&kv->lock);
+		return rc;
+	}
+	for (unsigned n = 0; n < ARRAY_SIZE(table); n++) {
+		if (table[n].req != req)
+			continue;
+		pthread_mutex_lock(&kv->lock);
+		rc = table[n].serve(kv, arg);
+		pthread_mutex_unlock(&kv->lock);
+		break;
+	}
+	return rc;
+}

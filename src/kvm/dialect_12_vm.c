@@ -1,0 +1,495 @@
+/*
+ * dialect_12_vm.c: requests on a VM's descriptor: memory, dirty log, clock, vCPUs.
+ *
+ * Invariants: guest memory is the client's own mapping and stays there: a slot holds its address, nothing is copied.
+ * vm.mem's slots and vm12.slot[] (by id) hold the same objects.
+ */
+#define _GNU_SOURCE
+#include "dialect_12.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include "../base/sys.h"
+#include "../base/usercopy.h"
+#include "../x86/pte.h"
+
+/* ---- creation and end -------------------------------------------------------------------------------------------- */
+
+static s64 now_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (s64)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void vm12_free(struct vm *vm)
+{
+	struct vm12 *x = vm->x12;
+
+	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+		if (vm->vcpu[n]) {
+			vcpu12_free(vm->vcpu[n]);
+			vm->vcpu[n] = NULL;
+		}
+	for (unsigned n = 0; n < x->n_slot; n++)
+		memslot_free(x->slot[n]);
+	free(x->slot);
+	io_free(x);
+	if (x->ring)
+		munmap(x->ring, PAGE_SIZE);
+	if (x->ring_fd >= 0)
+		sys_close(x->ring_fd);
+	pthread_mutex_destroy(&x->ring_lock);
+	pthread_mutex_destroy(&x->time_lock);
+	vm->x12 = NULL;
+	vm_destroy(vm);
+	free(x);
+}
+
+void dialect_12_put(struct vm *vm)
+{
+	if (atomic_fetch_sub(&vm->x12->refs, 1) == 1)
+		vm12_free(vm);
+}
+
+int dialect_12_shared_page(const struct vm *vm, u64 *offset)
+{
+	*offset = RING_PAGE * PAGE_SIZE;
+	return vm->x12->ring_fd;
+}
+
+long vm12_create(unsigned long type, struct made *made)
+{
+	struct vm12 *x;
+	struct vm *vm;
+	int fd, rc;
+
+	if (type)
+		return -EINVAL;
+	x = calloc(1, sizeof(*x));
+	if (!x)
+		return -ENOMEM;
+	rc = vm_create(-1, &vm);
+	if (rc < 0) {
+		free(x);
+		return rc;
+	}
+	vm->x12 = x;
+	atomic_store(&x->refs, 1);
+	pthread_mutex_init(&x->ring_lock, NULL);
+	pthread_mutex_init(&x->time_lock, NULL);
+	x->clock_ref_tsc = __rdtsc();
+	x->ring_fd = sealed_memfd("kvm-ring", PAGE_SIZE);
+	rc = x->ring_fd;
+	if (rc < 0)
+		goto fail;
+	x->ring = sys_mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, x->ring_fd, 0);
+	if (x->ring == MAP_FAILED) {
+		x->ring = NULL;
+		rc = -ENOMEM;
+		goto fail;
+	}
+	fd = sealed_memfd("kvm-vm", 0);
+	rc = fd;
+	if (rc < 0)
+		goto fail;
+	made->kind = FILE_VM;
+	made->vm = vm;
+	return fd;
+fail:
+	vm12_free(vm);
+	return rc;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+static struct memslot *slot_get(struct vm *vm, u32 id)
+{
+	return id < vm->x12->n_slot ? vm->x12->slot[id] : NULL;
+}
+
+static int slot_room(struct vm12 *x, u32 id)
+{
+	unsigned n = id + 1 > 2 * x->n_slot ? id + 1 : 2 * x->n_slot;
+	struct memslot **more;
+
+	if (id < x->n_slot)
+		return 0;
+	more = realloc(x->slot, n * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	memset(more + x->n_slot, 0, (n - x->n_slot) * sizeof(*more));
+	x->slot = more;
+	x->n_slot = n;
+	return 0;
+}
+
+static int slot_log(struct vm12 *x, struct memslot *s, bool on)
+{
+	int rc;
+
+	if (on == !!s->dirty)
+		return 0;
+	rc = memslot_set_dirty_log(s, on);
+	if (rc == 0 && on && (x->manual_protect & KVM_DIRTY_LOG_INITIALLY_SET))
+		for (u64 page = 0; page < memslot_pages(s); page++)
+			memslot_mark_dirty(s, s->gpa + (page << PAGE_SHIFT));
+	return rc;
+}
+
+static int slot_new(struct vm *vm, const struct kvm_userspace_memory_region *r)
+{
+	struct memslot *s;
+	int rc = slot_room(vm->x12, r->slot);
+
+	if (rc < 0)
+		return rc;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->id = r->slot;
+	s->gpa = r->guest_phys_addr;
+	s->size = r->memory_size;
+	s->hva = (u8 *)(uintptr_t)r->userspace_addr;
+	s->flags = r->flags & KVM_MEM_READONLY ? MEMSLOT_READONLY : 0;
+	rc = slot_log(vm->x12, s, r->flags & KVM_MEM_LOG_DIRTY_PAGES);
+	if (rc == 0)
+		rc = memslot_add(&vm->mem, s);
+	if (rc < 0) {
+		memslot_free(s);
+		return rc;
+	}
+	vm->x12->slot[r->slot] = s;
+	return 0;
+}
+
+static int region_locked(struct vm *vm, const struct kvm_userspace_memory_region *r)
+{
+	struct memslot *s = slot_get(vm, r->slot);
+	int rc;
+
+	if (!r->memory_size) {
+		if (!s)
+			return -EINVAL;
+		memslot_remove(&vm->mem, s);
+		vm->x12->slot[r->slot] = NULL;
+		memslot_free(s);
+		return 0;
+	}
+	if (s) {
+		if (r->userspace_addr != (uintptr_t)s->hva || r->memory_size != s->size ||
+		    !(r->flags & KVM_MEM_READONLY) != !(s->flags & MEMSLOT_READONLY))
+			return -EINVAL;
+	}
+	if (!s || s->gpa != r->guest_phys_addr) {
+		if (memslot_overlaps(&vm->mem, r->guest_phys_addr, r->memory_size, s))
+			return -EEXIST;
+		if (r->guest_phys_addr + r->memory_size - 1 > PHYS_MASK)
+			return -EINVAL;
+	}
+	if (!s)
+		return slot_new(vm, r);
+	rc = slot_log(vm->x12, s, r->flags & KVM_MEM_LOG_DIRTY_PAGES);
+	if (rc < 0 || s->gpa == r->guest_phys_addr)
+		return rc;
+	memslot_remove(&vm->mem, s);
+	s->gpa = r->guest_phys_addr;
+	/* The array had room for it a moment ago. */
+	return memslot_add(&vm->mem, s);
+}
+
+static long set_user_memory_region(struct vm *vm, unsigned long arg)
+{
+	struct kvm_userspace_memory_region r;
+	long rc = user_read(&r, (void *)arg, sizeof(r));
+
+	if (rc < 0)
+		return rc;
+	if ((u16)r.slot >= SLOTS_12 || r.slot >> 16)
+		return -EINVAL;
+	if (r.flags & ~(u32)(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY))
+		return -EINVAL;
+	if ((r.memory_size | r.guest_phys_addr | r.userspace_addr) & (PAGE_SIZE - 1))
+		return -EINVAL;
+	/* User addresses end at 2^47 - 4096. */
+	if (r.userspace_addr + r.memory_size < r.userspace_addr ||
+	    r.userspace_addr + r.memory_size > BIT(47) - PAGE_SIZE)
+		return -EINVAL;
+	if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr || r.memory_size >> PAGE_SHIFT > 0x7fffffff)
+		return -EINVAL;
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	rc = region_locked(vm, &r);
+	if (rc == 0)
+		vm_flush_all(vm);
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
+}
+
+static size_t log_words(const struct memslot *s)
+{
+	return (memslot_pages(s) + 63) / 64;
+}
+
+static long get_dirty_log(struct vm *vm, unsigned long arg)
+{
+	struct kvm_dirty_log log;
+	struct memslot *s;
+	u64 *bits = NULL;
+	long rc = user_read(&log, (void *)arg, sizeof(log));
+
+	if (rc < 0)
+		return rc;
+	if (log.slot >= SLOTS_12)
+		return -EINVAL;
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	s = slot_get(vm, log.slot);
+	rc = -ENOENT;
+	if (!s || !s->dirty)
+		goto out;
+	rc = -ENOMEM;
+	bits = calloc(log_words(s), sizeof(*bits));
+	if (!bits)
+		goto out;
+	for (size_t n = 0; n < log_words(s); n++)
+		bits[n] = atomic_load(&s->dirty[n]);
+	rc = user_write(log.dirty_bitmap, bits, log_words(s) * 8);
+	if (rc < 0 || vm->x12->manual_protect)
+		goto out;
+	memslot_take_dirty(s, bits);
+	vm_flush_writes(vm);
+out:
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+	free(bits);
+	return rc;
+}
+
+static long clear_dirty_log(struct vm *vm, unsigned long arg)
+{
+	struct kvm_clear_dirty_log log;
+	struct memslot *s;
+	u64 *bits = NULL, pages;
+	long rc = user_read(&log, (void *)arg, sizeof(log));
+
+	if (rc < 0)
+		return rc;
+	if (log.slot >= SLOTS_12 || (log.first_page & 63))
+		return -EINVAL;
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	s = slot_get(vm, log.slot);
+	rc = -ENOENT;
+	if (!s || !s->dirty)
+		goto out;
+	pages = memslot_pages(s);
+	rc = -EINVAL;
+	if (log.first_page > pages || log.num_pages > pages - log.first_page ||
+	    (log.num_pages < pages - log.first_page && (log.num_pages & 63)))
+		goto out;
+	rc = -ENOMEM;
+	bits = calloc(log.num_pages / 64 + 1, sizeof(*bits));
+	if (!bits)
+		goto out;
+	rc = user_read(bits, log.dirty_bitmap, (log.num_pages + 63) / 64 * 8);
+	if (rc < 0)
+		goto out;
+	for (u64 n = 0; n < (log.num_pages + 63) / 64; n++)
+		atomic_fetch_and(&s->dirty[log.first_page / 64 + n], ~bits[n]);
+	vm_flush_writes(vm);
+out:
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+	free(bits);
+	return rc;
+}
+
+/* Where Linux' KVM on Intel keeps pages of its own. We need none: the addresses are checked and no more. */
+static long set_tss_addr(struct vm *vm, unsigned long arg)
+{
+	return arg > 0xffffffffu - 3 * PAGE_SIZE ? -EINVAL : 0;
+}
+
+static long set_identity_map_addr(struct vm *vm, unsigned long arg)
+{
+	u64 addr;
+	long rc = user_read(&addr, (void *)arg, sizeof(addr));
+
+	if (rc == 0 && vm->x12->has_vcpu)
+		rc = -EINVAL;
+	return rc;
+}
+
+static long nr_mmu_pages(struct vm *vm, unsigned long arg)
+{
+	return (u32)arg < 64 ? -EINVAL : 0;
+}
+
+static long enable_cap(struct vm *vm, unsigned long arg)
+{
+	struct kvm_enable_cap c;
+	long rc = user_read(&c, (void *)arg, sizeof(c));
+
+	if (rc < 0)
+		return rc;
+	if (c.flags)
+		return -EINVAL;
+	if (c.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
+		u64 known = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+
+		if (!(c.args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE))
+			known = 0;
+		if (c.args[0] & ~known)
+			return -EINVAL;
+		vm->x12->manual_protect = (u32)c.args[0];
+		return 0;
+	}
+	return -EINVAL;
+}
+
+/* ---- time -------------------------------------------------------------------------------------------------------- */
+
+static u32 khz;
+
+static void measure_khz(void)
+{
+	s64 t0, t1, t2, t3;
+	u64 c0, c1;
+
+	/* Two close pairs 20 ms apart; a pair that was interrupted in between is taken again. */
+	do {
+		t0 = now_ns(CLOCK_MONOTONIC_RAW);
+		c0 = __rdtsc();
+		t1 = now_ns(CLOCK_MONOTONIC_RAW);
+	} while (t1 - t0 > 5000);
+	do {
+		t2 = now_ns(CLOCK_MONOTONIC_RAW);
+		c1 = __rdtsc();
+		t3 = now_ns(CLOCK_MONOTONIC_RAW);
+	} while (t3 - t0 < 20000000 || t3 - t2 > 5000);
+	khz = (u32)((u128)(c1 - c0) * 1000000 / (u64)((t2 + t3) / 2 - (t0 + t1) / 2));
+}
+
+u32 tsc_khz(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, measure_khz);
+	return khz;
+}
+
+u64 vm12_clock(const struct vm *vm, u64 host_tsc)
+{
+	s64 ticks = (s64)(host_tsc - vm->x12->clock_ref_tsc);
+
+	return vm->x12->clock_ref + (u64)(s64)((s128)ticks * 1000000 / tsc_khz());
+}
+
+static long get_clock(struct vm *vm, unsigned long arg)
+{
+	struct kvm_clock_data c = {.flags = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC};
+
+	pthread_mutex_lock(&vm->x12->time_lock);
+	c.realtime = (u64)now_ns(CLOCK_REALTIME);
+	c.host_tsc = __rdtsc();
+	c.clock = vm12_clock(vm, c.host_tsc);
+	pthread_mutex_unlock(&vm->x12->time_lock);
+	return user_write((void *)arg, &c, sizeof(c));
+}
+
+static long set_clock(struct vm *vm, unsigned long arg)
+{
+	struct kvm_clock_data c;
+	s64 passed;
+	long rc = user_read(&c, (void *)arg, sizeof(c));
+
+	if (rc < 0)
+		return rc;
+	if (c.flags & ~(u32)(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC))
+		return -EINVAL;
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	pthread_mutex_lock(&vm->x12->time_lock);
+	if (c.flags & KVM_CLOCK_REALTIME) {
+		/* The time since the snapshot passed for the guest too; never backwards. */
+		passed = now_ns(CLOCK_REALTIME) - (s64)c.realtime;
+		c.clock += passed > 0 ? (u64)passed : 0;
+	}
+	vm->x12->clock_ref = c.clock;
+	vm->x12->clock_ref_tsc = __rdtsc();
+	pthread_mutex_unlock(&vm->x12->time_lock);
+	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+		if (vm->vcpu[n])
+			clock12_update(&vm->vcpu[n]->cpu);
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+/* ---- the table --------------------------------------------------------------------------------------------------- */
+
+static long check_extension(struct vm *vm, unsigned long arg)
+{
+	return cap_check(arg);
+}
+
+static long no_chips(struct vm *vm, unsigned long arg)
+{
+	return -ENXIO;
+}
+
+static long no_routing(struct vm *vm, unsigned long arg)
+{
+	return -EINVAL;
+}
+
+static const struct {
+	unsigned long req;
+	vm_fn serve;
+} table[] = {
+        {KVM_CHECK_EXTENSION, check_extension},
+        {KVM_SET_USER_MEMORY_REGION, set_user_memory_region},
+        {KVM_GET_DIRTY_LOG, get_dirty_log},
+        {KVM_CLEAR_DIRTY_LOG, clear_dirty_log},
+        {KVM_SET_TSS_ADDR, set_tss_addr},
+        {KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr},
+        {KVM_SET_NR_MMU_PAGES, nr_mmu_pages},
+        {KVM_ENABLE_CAP, enable_cap},
+        {KVM_GET_CLOCK, get_clock},
+        {KVM_SET_CLOCK, set_clock},
+        {KVM_IOEVENTFD, ioeventfd},
+        {KVM_REGISTER_COALESCED_MMIO, coalesced_add},
+        {KVM_UNREGISTER_COALESCED_MMIO, coalesced_remove},
+        /* As with a kernel whose VM has no interrupt chips. */
+        {KVM_IRQ_LINE, no_chips},
+        {KVM_IRQ_LINE_STATUS, no_chips},
+        {KVM_GET_IRQCHIP, no_chips},
+        {KVM_SET_IRQCHIP, no_chips},
+        {KVM_GET_PIT, no_chips},
+        {KVM_SET_PIT, no_chips},
+        {KVM_GET_PIT2, no_chips},
+        {KVM_SET_PIT2, no_chips},
+        {KVM_REINJECT_CONTROL, no_chips},
+        {KVM_SET_GSI_ROUTING, no_routing},
+        {KVM_SIGNAL_MSI, no_routing},
+        {KVM_IRQFD, no_routing},
+};
+
+long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct made *made)
+{
+	if (req == KVM_CREATE_VCPU)
+		return vcpu12_create(vm, arg, made);
+	for (unsigned n = 0; n < ARRAY_SIZE(table); n++)
+		if (table[n].req == req)
+			return table[n].serve(vm, arg);
+	return -ENOTTY;
+}
