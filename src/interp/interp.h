@@ -18,15 +18,15 @@ void interp_destroy(struct vcpu *v);
 void interp_run(struct vcpu *v);
 /* Drops all decoded code (memory layout changed). */
 void interp_flush(struct vcpu *v);
-/* For another engine. The loop of interp_run() around `run`, which runs instructions until there is something to look at:
- * it returns what interp_deliver() and its kin return. */
+/* For another engine. The loop of interp_run() around `run`, which runs instructions until there is something to look
+ * at: it returns what interp_deliver() and its kin return. */
 enum interp_next { INTERP_GO_ON, INTERP_LEAVE };
 void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v));
-int interp_one_block(struct vcpu *v);                              /* one block, the interpreter's way */
-int interp_deliver(struct vcpu *v);                                /* v->excp, which a handler or a fetch raised */
-int interp_after(struct vcpu *v, const struct insn *i, int rc);    /* an instruction's handler returned `rc` */
-int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);         /* host pointer to code */
-bool interp_bind(struct insn *i);                                  /* chooses the handler */
+int interp_one_block(struct vcpu *v);                           /* one block, the interpreter's way */
+int interp_deliver(struct vcpu *v);                             /* v->excp, which a handler or a fetch raised */
+int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instruction's handler returned `rc` */
+int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */
+bool interp_bind(struct insn *i);                               /* chooses the handler */
 /* Counts entries to the loop, interrupts delivered, and changes of memory: code that others wrote is seen then. */
 u64 interp_epoch(const struct vcpu *v);
 /* mmu_ops.code_written of vCPUs that the interpreter runs. */

@@ -287,7 +287,7 @@ bool jit_wanted(void)
 {
 	const char *s = getenv("DEVKVM_ENGINE");
 
-	return s && !strcmp(s, "jit");
+	return !s || strcmp(s, "interp");
 }
 
 static void *reserve(size_t size)
@@ -302,7 +302,7 @@ static size_t code_size(void)
 	const char *s = getenv("DEVKVM_CODE_MB");
 	unsigned long mb = s ? strtoul(s, NULL, 10) : 0;
 
-	return (size_t)(mb >= 1 && mb <= 1024 ? mb : 32) << 20;
+	return (size_t)(mb >= 1 && mb <= 1024 ? mb : 64) << 20;
 }
 
 void jit_create(struct vcpu *v)

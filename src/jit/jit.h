@@ -19,7 +19,7 @@ void jit_run(struct vcpu *v);
 void jit_flush(struct vcpu *v);
 /* mmu_ops.code_written, for vCPUs of both engines. */
 void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len);
-/* The engine that DEVKVM_ENGINE chooses. */
+/* DEVKVM_ENGINE: `jit` (also when unset) or `interp`. */
 bool jit_wanted(void);
 
 #endif

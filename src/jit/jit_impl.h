@@ -34,9 +34,9 @@
 #define JC_SIZE 4096u /* jump cache entries */
 #define JP_SIZE 256u  /* page guard entries */
 
-#define CALLS_MAX (1u << 19)
-#define SITES_MAX (1u << 19)
-#define META_SIZE (48u << 20)
+#define CALLS_MAX (1u << 20)
+#define SITES_MAX (1u << 20)
+#define META_SIZE (96u << 20)
 
 /* jit_key() bits. */
 #define KEY_64 BIT(0)
