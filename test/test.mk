@@ -32,6 +32,13 @@ $(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
+# Random programs, interpreter against translator.
+JIT_RANDOM := $(T)/jit-random
+$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver -o $@ $^ $(ENGINE_LIBS)
+
 # The interpreter's speed on plain loops.
 $(T)/speed: $(BUILD)/test/insn/smoke.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
@@ -89,7 +96,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 -include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
 	$(wildcard $(BUILD)/test/system/*.d)
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -104,7 +111,11 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'random guests$(NOTE)=$(T)/fuzz-linked $$(date +%s) $(if $(SAN),400,1500)' \
 	'processor, system side$(NOTE)=$(SYSTEM_CPU)' \
 	'system snippets$(NOTE)=$(T)/system' \
-	'instructions against the host CPU$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)'
+	'instructions against the host CPU, translator$(NOTE)=$(T)/insn --cases $(if $(SAN),60000,300000)' \
+	'instructions, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/insn --cases $(if $(SAN),30000,300000)' \
+	'engine: loop, MMIO, changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(ENGINE_TEST)' \
+	'system snippets, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/system' \
+	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --programs $(if $(SAN),1000,20000)'
 
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
 	'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'

@@ -220,7 +220,7 @@ struct vcpu {
 	struct vcpu_exit exit;
 	struct interp *interp;
 	struct jit *jit; /* NULL: the interpreter runs this vCPU */
-	u64 n_insns; /* instructions retired, roughly: for statistics */
+	u64 n_insns;     /* instructions retired, roughly: for statistics */
 
 	struct mmu mmu;
 };

@@ -133,10 +133,10 @@ struct mmu {
 	bool watching; /* any watch[] in use */
 
 	u64 tlb_misses;
-	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and of
-	 * what is not global or lies in the lower half. */
+	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and
+	 * of what is not global or lies in the lower half. */
 	u64 flushes, flushes_local;
-	bool walk_global; /* the last translation was a global page */
+	bool walk_global;                               /* the last translation was a global page */
 	u64 global[TLB_CTXS][TLB_KINDS][TLB_SIZE / 64]; /* entries of global pages, by index */
 	u16 filled_n[TLB_CTXS][TLB_KINDS];
 	u16 filled[TLB_CTXS][TLB_KINDS][TLB_SIZE];
@@ -156,7 +156,7 @@ static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx 
 
 	return m->global[ctx][TLB_EXEC][n / 64] >> (n % 64) & 1;
 }
-void tlb_flush_writes(struct mmu *m);          /* write entries only: dirty log, code pages */
+void tlb_flush_writes(struct mmu *m); /* write entries only: dirty log, code pages */
 /* Sets mmu->watch and flushes what must not match any more. */
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);
 

@@ -544,6 +544,19 @@ static bool one(u64 seed, bool verbose)
 	return bad;
 }
 
+static u8 *add_window(struct machine *k, gpa_t gpa, u64 size)
+{
+	u8 *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct memslot *s = &k->win_slot[k->nwin];
+
+	*s = (struct memslot){.id = k->nwin++, .gpa = gpa, .size = size, .hva = p};
+	if (p == MAP_FAILED || memslot_add(&k->mem, s)) {
+		fprintf(stderr, "random: no memory\n");
+		exit(2);
+	}
+	return p;
+}
+
 static void make_machine(unsigned m)
 {
 	struct machine *k = &mach[m];
@@ -551,18 +564,8 @@ static void make_machine(unsigned m)
 	setenv("DEVKVM_ENGINE", m ? "jit" : "interp", 1);
 	machine_init(k, 0);
 	/* Both machines see the same addresses; each has memory of its own behind them. */
-	window[m][0] = mmap((void *)(CODE + m * 0x1000000000ul), CODE_SIZE, PROT_READ | PROT_WRITE,
-	                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-	window[m][1] = mmap((void *)(DATA + m * 0x1000000000ul), DATA_SIZE, PROT_READ | PROT_WRITE,
-	                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-	if (window[m][0] == MAP_FAILED || window[m][1] == MAP_FAILED) {
-		fprintf(stderr, "random: no memory\n");
-		exit(2);
-	}
-	machine_window(k, window[m][0], CODE_SIZE);
-	machine_window(k, window[m][1], DATA_SIZE);
-	k->win_slot[0].gpa = CODE;
-	k->win_slot[1].gpa = DATA;
+	window[m][0] = add_window(k, CODE, CODE_SIZE);
+	window[m][1] = add_window(k, DATA, DATA_SIZE);
 	for (u64 a = 0; a < CODE_SIZE; a += PAGE_SIZE)
 		machine_map(k, CODE + a, PTE_P | PTE_W | PTE_A | PTE_D);
 	for (u64 a = 0; a < DATA_SIZE; a += PAGE_SIZE)
