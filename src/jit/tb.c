@@ -89,10 +89,10 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 	if (s->from->dead || s->rip != to->rip || s->from->key != to->key)
 		return;
 	if (s->add) {
-		u64 hva = (u64)(uintptr_t)(to->hva - (to->rip & ~PAGE_MASK));
+		u64 hva = (u64)(uintptr_t)to->hva - (to->rip & ~PAGE_MASK);
 
 		memcpy(s->add, &hva, 8);
-	} else if (to->hva - to->rip != s->from->hva - s->from->rip) {
+	} else if ((u64)(uintptr_t)to->hva - to->rip != (u64)(uintptr_t)s->from->hva - s->from->rip) {
 		return;
 	}
 	patch_rel(s->at, j->e.delta, s->poll ? to->code : to->code_nopoll);
