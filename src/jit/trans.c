@@ -132,7 +132,7 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 
 	s->at = at;
 	s->k = (u8)k;
-	s->last = 0;
+	s->last = (u8)k;
 	s->dirty = c->xdirty;
 }
 
@@ -157,6 +157,33 @@ void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
 	slow_at(c, k, emit_jcc(e, 5, NULL));
 	encode(e, ENC_W, 0, 0x8b, H_R11, rm_sib(H_R15, H_R11, 0, tlb + 8));
+}
+
+/* The check of a group's leader; nothing for the others. False: instruction k is alone, and checks for itself. */
+static bool emit_group(struct trans *c, unsigned k)
+{
+	const struct group *g = c->group_of[k] ? &c->group[c->group_of[k] - 1] : NULL;
+
+	if (!g || g->leader == g->last)
+		return false;
+	if (g->leader == k) {
+		encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg_in(c, g->base, H_R8, true), g->lo));
+		emit_check(c, k, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
+		c->slow[c->n_slow - 1].last = g->last;
+	}
+	return true;
+}
+
+/* The memory operand, checked. Flags are given, unless the instruction is a follower. */
+struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+{
+	const struct insn *i = &c->insn[k];
+
+	if (emit_group(c, k))
+		return rm_sib(reg_in(c, i->base, H_R8, true), H_R11, 0, (s32)i->disp);
+	emit_ea(c, k);
+	emit_check(c, k, size, kind);
+	return rm_sib(H_R8, H_R11, 0, 0);
 }
 
 static struct rm rm_guest(void)
@@ -210,10 +237,9 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 	if (n->digit)
 		reg = i->modrm >> 3 & 7;
 	if (i->flags & INSN_MEM) {
-		flags_give(c, k);
-		emit_ea(c, k);
-		emit_check(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
-		rm = rm_guest();
+		if (!is_follower(c, k))
+			flags_give(c, k);
+		rm = emit_operand(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
 		flags_want(c, k);
 	} else {
 		flags_want(c, k);
@@ -286,7 +312,20 @@ static void emit_push(struct trans *c, unsigned k)
 	const struct insn *i = &c->insn[k];
 	struct emit *e = &c->e;
 
-	flags_give(c, k);
+	if (!is_follower(c, k))
+		flags_give(c, k);
+	if (emit_group(c, k)) {
+		struct rm to = rm_sib(H_R14, H_R11, 0, -8);
+
+		if (i->op[0].kind == OPK_IMM) {
+			encode(e, ENC_W, 0, 0xc7, 0, to);
+			e4(e, (u32)i->imm);
+		} else {
+			encode(e, ENC_W, 0, 0x89, reg_in(c, i->op[0].reg, H_R10, true), to);
+		}
+		encode(e, ENC_W, 0, 0x8d, H_R14, rm_mem(H_R14, -8));
+		return;
+	}
 	if (i->op[0].kind == OPK_MEM) {
 		emit_ea(c, k);
 		emit_check(c, k, word(c), TLB_READ);
@@ -312,7 +351,15 @@ static void emit_pop(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 	unsigned hr;
 
-	flags_give(c, k);
+	if (!is_follower(c, k))
+		flags_give(c, k);
+	if (emit_group(c, k)) {
+		hr = reg_in(c, i->op[0].reg, H_R10, false);
+		encode(e, ENC_W, 0, 0x8b, hr, rm_sib(H_R14, H_R11, 0, 0));
+		reg_out(c, i->op[0].reg, H_R10);
+		encode(e, ENC_W, 0, 0x8d, H_R14, rm_mem(H_R14, 8));
+		return;
+	}
 	encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
 	emit_check(c, k, word(c), TLB_READ);
 	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)word(c)));
@@ -476,17 +523,20 @@ static void emit_target(struct trans *c, unsigned k)
 static void emit_call_push(struct trans *c, unsigned k, u64 ret)
 {
 	struct emit *e = &c->e;
+	bool grouped = emit_group(c, k);
+	struct rm to = grouped ? rm_sib(H_R14, H_R11, 0, -8) : rm_guest();
 	u8 *at;
 
-	emit_push_check(c, k);
+	if (!grouped)
+		emit_push_check(c, k);
 	if (is_s32((s64)ret) || !(c->key & KEY_64)) {
-		encode(e, wflag(c), 0, 0xc7, 0, rm_guest());
+		encode(e, wflag(c), 0, 0xc7, 0, to);
 		e4(e, (u32)ret);
 	} else {
 		emit_const(e, H_R10, ret);
-		encode(e, ENC_W, 0, 0x89, H_R10, rm_guest());
+		encode(e, ENC_W, 0, 0x89, H_R10, to);
 	}
-	emit_mov(e, H_R14, H_R8);
+	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, -(s32)word(c)));
 	encode(e, ENC_W, 0, 0x3b, H_RSP, rm_mem(H_R15, VOFF(jt.sp_low)));
 	at = emit_jcc(e, 2, NULL);
 	c->deep_at = at;
@@ -550,9 +600,13 @@ static void emit_ret(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 
 	flags_give(c, k);
-	encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
-	emit_check(c, k, word(c), TLB_READ);
-	encode(e, wflag(c), 0, 0x8b, H_R8, rm_guest());
+	if (emit_group(c, k)) {
+		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
+	} else {
+		encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
+		emit_check(c, k, word(c), TLB_READ);
+		encode(e, wflag(c), 0, 0x8b, H_R8, rm_guest());
+	}
 	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)(word(c) + (u16)i->imm)));
 	emit_const(e, H_R11, call_of(c, k));
 	e1(e, 0xc3);
@@ -880,16 +934,18 @@ static void emit_slow(struct trans *c, const struct slow *s)
 
 	patch_rel(s->at, e->delta, emit_rx(e));
 	vec_spill(c, s->dirty);
-	emit_const(e, H_R8, call_of(c, s->k));
-	emit_jmp(e, 0xe8, c->j->call_stub);
-	if (c->nat[s->k].ends) /* a branch never comes back here */
+	for (unsigned k = s->k; k <= s->last; k++) {
+		emit_const(e, H_R8, call_of(c, k));
+		emit_jmp(e, 0xe8, c->j->call_stub);
+	}
+	if (c->nat[s->last].ends) /* a branch never comes back here */
 		return;
-	vec_reload(c, c->xafter[s->k]);
-	if (c->mx_after[s->k])
+	vec_reload(c, c->xafter[s->last]);
+	if (c->mx_after[s->last])
 		vec_mx_on(c);
-	if (c->host_after[s->k])
+	if (c->host_after[s->last])
 		flags_restore(e);
-	emit_jmp(e, 0xe9, c->resume[s->k]);
+	emit_jmp(e, 0xe9, c->resume[s->last]);
 }
 
 static void emit_out_of_line(struct trans *c)
@@ -1006,6 +1062,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		e4(e, c->n);
 	}
 	vec_begin(c);
+	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {
 		c->after_sti = k && c->nat[k - 1].cls == K_STI;
 		emit_insn(c, k);

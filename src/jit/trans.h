@@ -26,6 +26,13 @@ struct exit {
 	bool lookup; /* to the dispatcher, unlinked */
 };
 
+/* Accesses that share a check: group.c. */
+struct group {
+	u8 base, leader, last;
+	bool write;
+	s32 lo, hi; /* span, relative to the base register's value at the leader */
+};
+
 struct trans {
 	struct jit *j;
 	struct tb *tb;
@@ -50,11 +57,19 @@ struct trans {
 	bool sys[TB_INSNS], host_after[TB_INSNS], mx_after[TB_INSNS];
 	u32 xafter[TB_INSNS];
 	const u8 *resume[TB_INSNS];
+	struct group group[TB_INSNS];
+	u8 group_of[TB_INSNS]; /* index + 1 */
+	unsigned n_group;
 	struct slow slow[TB_INSNS * 4];
 	struct exit exit[TB_INSNS * 2 + 1];
 	struct range range[TB_RANGES];
 	u8 bytes[TB_INSNS * 15 + 16];
 };
+
+static inline bool is_follower(const struct trans *c, unsigned k)
+{
+	return c->group_of[k] && c->group[c->group_of[k] - 1].leader != k;
+}
 
 void flags_save(struct emit *e);
 void flags_restore(struct emit *e);
@@ -65,10 +80,15 @@ void flags_give(struct trans *c, unsigned k);
 void flags_want(struct trans *c, unsigned k);
 void emit_ea(struct trans *c, unsigned k);
 void slow_at(struct trans *c, unsigned k, u8 *at);
+struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_jump_stub(struct jit *j, struct emit *e);
 
+/* group.c */
+void group_accesses(struct trans *c);
+
 /* vec.c */
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write); /* false: must be aligned */
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
 void vec_emit(struct trans *c, unsigned k);

@@ -314,6 +314,17 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 	}
 }
 
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write)
+{
+	const struct insn *i = &c->insn[k];
+	struct venc e;
+
+	read_venc(c, i, &e);
+	*size = (u8)mem_size(i);
+	*write = form(i, &e) & V_STORE;
+	return alignment(i, *size) == 1;
+}
+
 /* ---- the cache of registers ------------------------------------------------------------------------------------- */
 
 static void move_reg(struct trans *c, unsigned x, bool store)
@@ -398,7 +409,7 @@ void vec_emit(struct trans *c, unsigned k)
 	f = form(i, &v);
 	reg = (i->modrm >> 3 & 7) | (v.rex & 4) << 1;
 	rmreg = (i->modrm & 7) | (v.rex & 1) << 3;
-	if (mem || (c->nat[k].fp && !c->mx))
+	if ((mem && !is_follower(c, k)) || (c->nat[k].fp && !c->mx))
 		flags_give(c, k);
 	if (c->nat[k].fp && !c->mx) {
 		u8 *skip;
@@ -418,16 +429,20 @@ void vec_emit(struct trans *c, unsigned k)
 
 		size = mem_size(i);
 		align = alignment(i, size);
-		emit_ea(c, k);
 		if (align > 1) {
+			emit_ea(c, k);
 			e1(e, 0x41); /* test r8b, align - 1 */
 			e1(e, 0xf6);
 			e1(e, 0xc0);
 			e1(e, (u8)(align - 1));
 			slow_at(c, k, emit_jcc(e, 5, NULL));
 		}
-		emit_check(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
-		rm = rm_sib(H_R8, H_R11, 0, 0);
+		if (align > 1) {
+			emit_check(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
+			rm = rm_sib(H_R8, H_R11, 0, 0);
+		} else {
+			rm = emit_operand(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
+		}
 	} else if (f & V_GRM) {
 		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
 	} else {

@@ -1,0 +1,198 @@
+/*
+ * group.c: which memory accesses of a block share one TLB check.
+ *
+ * Accesses through the same base register, whose value only changed by known constants in between, and within a small
+ * span, form a group. The first one (the leader) checks the whole span; the others use the same addend in R11. When the
+ * check fails, handlers run all instructions from the leader to the last of the group (struct slow), so nobody needs a
+ * second copy of the code.
+ *
+ * Invariant: between leader and last nothing uses R11 otherwise, calls a handler or has a slow path of its own.
+ */
+#include "trans.h"
+
+#define SPAN 512
+
+struct access {
+	u8 base, size;
+	bool write;
+	s32 disp;
+};
+
+/* The one memory access of an instruction, if it can be of a group. */
+static bool access_of(const struct trans *c, unsigned k, struct access *a)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+
+	*a = (struct access){.base = R_RSP, .size = 8};
+	switch (n->cls) {
+	case K_PUSH:
+		a->disp = -8;
+		a->write = true;
+		return i->op[0].kind != OPK_MEM;
+	case K_CALL:
+		a->disp = -8;
+		a->write = true;
+		return true;
+	case K_POP:
+		return i->op[0].reg != R_RSP;
+	case K_RET:
+		return true;
+	case K_MODRM:
+	case K_SSE:
+	case K_VEX:
+		if (!(i->flags & INSN_MEM) || i->asize != 8 || i->base >= 16 || i->index != R_ZERO ||
+		    (i->seg >= SEG_FS && i->seg <= SEG_GS))
+			return false;
+		a->base = i->base;
+		a->disp = (s32)i->disp;
+		if (n->cls == K_MODRM) {
+			a->size = n->rm_size;
+			a->write = n->rm_w;
+			return true;
+		}
+		return vec_access(c, k, &a->size, &a->write);
+	default:
+		return false;
+	}
+}
+
+/* May lie inside a group without being of it: no handler, no slow path, no use of R11. */
+static bool harmless(const struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+
+	switch (n->cls) {
+	case K_MODRM:
+	case K_SSE:
+	case K_VEX:
+		if (i->flags & INSN_MEM)
+			return false;
+		for (unsigned o = 0; o < i->nops; o++)
+			if (i->op[o].kind == OPK_GPR && (i->op[o].reg == R_R8 || i->op[o].reg == R_R10 ||
+			                                 i->op[o].reg == R_R11 || i->op[o].reg >= R_R14))
+				return false;
+		return !(n->fp && n->cls != K_MODRM && i->map == 0);
+	case K_RAW:
+	case K_NOP:
+	case K_MOVI:
+	case K_ACC:
+	case K_LEA:
+	case K_XCHGA:
+	case K_BSWAP:
+	case K_JCC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* What instruction k does to register g: false: unknown; else g changes by *delta. */
+static bool change_of(const struct trans *c, unsigned k, unsigned g, s32 *delta)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+
+	*delta = 0;
+	switch (n->cls) {
+	case K_PUSH:
+	case K_CALL:
+		*delta = g == R_RSP ? -8 : 0;
+		return true;
+	case K_POP:
+		*delta = g == R_RSP ? 8 : 0;
+		return i->op[0].reg != g;
+	case K_RET:
+		return true;
+	case K_NOP:
+	case K_JCC:
+		return true;
+	case K_MODRM:
+		if ((i->mnemonic == ZYDIS_MNEMONIC_ADD || i->mnemonic == ZYDIS_MNEMONIC_SUB) && n->digit &&
+		    n->size == 8 && i->op[0].kind == OPK_GPR && i->op[0].reg == g) {
+			s64 imm = (s64)i->imm;
+
+			if (imm < -SPAN || imm > SPAN)
+				return false;
+			*delta = (s32)(i->mnemonic == ZYDIS_MNEMONIC_ADD ? imm : -imm);
+			return true;
+		}
+		if ((i->mnemonic == ZYDIS_MNEMONIC_MUL || i->mnemonic == ZYDIS_MNEMONIC_IMUL ||
+		     i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG || i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG8B ||
+		     i->mnemonic == ZYDIS_MNEMONIC_DIV || i->mnemonic == ZYDIS_MNEMONIC_IDIV) &&
+		    (g == R_RAX || g == R_RDX))
+			return false;
+		if (i->mnemonic == ZYDIS_MNEMONIC_CMP || i->mnemonic == ZYDIS_MNEMONIC_TEST)
+			return true;
+		/* A store's source is only read; everything else that names g counts as writing it. */
+		if ((i->flags & INSN_MEM) && !n->reg_w)
+			return true;
+		break;
+	case K_RAW:
+	case K_ACC:
+		if (g == R_RAX || g == R_RDX || g == R_RCX || g == R_RBX)
+			return false;
+		break;
+	case K_XCHGA:
+		if (g == R_RAX)
+			return false;
+		break;
+	default:
+		break;
+	}
+	for (unsigned o = 0; o < i->nops; o++)
+		if (i->op[o].kind == OPK_GPR && i->op[o].reg == g)
+			return false;
+	return true;
+}
+
+void group_accesses(struct trans *c)
+{
+	struct group *g = NULL;
+	bool branch = false; /* a conditional branch lies between the leader and here */
+	s32 off = 0;         /* value of the base now, less its value at the leader */
+
+	memset(c->group_of, 0, sizeof(c->group_of));
+	c->n_group = 0;
+	if (!(c->key & KEY_64))
+		return;
+	for (unsigned k = 0; k < c->n; k++) {
+		struct access a;
+		s32 delta;
+
+		if (access_of(c, k, &a)) {
+			s32 lo = off + a.disp, hi = lo + a.size;
+
+			if (g && g->base == a.base && !(branch && a.write && !g->write)) {
+				lo = lo < g->lo ? lo : g->lo;
+				hi = hi > g->hi ? hi : g->hi;
+			}
+			if (g && g->base == a.base && !(branch && a.write && !g->write) && hi - lo <= SPAN) {
+				g->lo = lo;
+				g->hi = hi;
+				g->write |= a.write;
+				g->last = (u8)k;
+				c->group_of[k] = (u8)(g - c->group + 1);
+			} else {
+				g = &c->group[c->n_group++];
+				*g = (struct group){.base = a.base,
+				                    .leader = (u8)k,
+				                    .last = (u8)k,
+				                    .write = a.write,
+				                    .lo = a.disp,
+				                    .hi = a.disp + a.size};
+				c->group_of[k] = (u8)c->n_group;
+				off = 0;
+				branch = false;
+			}
+		} else if (!harmless(c, k)) {
+			g = NULL;
+		}
+		branch |= c->nat[k].cls == K_JCC;
+		if (g && !change_of(c, k, g->base, &delta))
+			g = NULL;
+		else if (g)
+			off += delta;
+	}
+}
