@@ -200,7 +200,7 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 	long rc;
 
 	if (!e)
-		return -EBADF;
+		return FRONT_NOT_OURS;
 	/* The kernel looks at 32 bits; clients that keep requests in an int extend the sign. */
 	req = (unsigned)req;
 	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made);

@@ -15,7 +15,8 @@
 int front_open(bool cloexec);
 /* True when the descriptor is one of ours, by what it refers to and not by its number. */
 bool front_is_ours(int fd);
-/* The ioctl's result, or -errno; -EBADF when the descriptor is not ours. */
+/* The ioctl's result, or -errno; FRONT_NOT_OURS when the descriptor is not ours. */
+#define FRONT_NOT_OURS (-4096L)
 long front_ioctl(int fd, unsigned long req, unsigned long arg);
 /* mmap() of one of ours: address, or MAP_FAILED with errno set. */
 void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset);

@@ -26,7 +26,9 @@ EXPORT int devkvm_open(int flags)
 
 EXPORT int devkvm_ioctl(int fd, unsigned long request, void *arg)
 {
-	return (int)result(front_ioctl(fd, request, (unsigned long)arg));
+	long rc = front_ioctl(fd, request, (unsigned long)arg);
+
+	return (int)result(rc == FRONT_NOT_OURS ? -EBADF : rc);
 }
 
 EXPORT void *devkvm_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)

@@ -304,7 +304,7 @@ EXPORT int ioctl(int fd, unsigned long req, ...)
 
 		if (rc >= 0)
 			return (int)rc;
-		if (rc != -EBADF) {
+		if (rc != FRONT_NOT_OURS) {
 			errno = (int)-rc;
 			return -1;
 		}

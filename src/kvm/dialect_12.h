@@ -86,7 +86,7 @@ struct vcpu12 {
 
 	struct kvm_cpuid_entry2 cpuid[CPUID_MAX];
 	unsigned n_cpuid;
-	bool tsc_deadline, x2apic; /* CPUID says so */
+	u64 cpuid_xcr0; /* of leaf 0xd: what XCR0 may hold */
 
 	u64 mcg_cap, mcg_ctl;
 	u64 mce[4 * MCE_BANKS];

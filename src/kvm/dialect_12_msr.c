@@ -114,6 +114,7 @@ static bool cpuid_valid(const struct kvm_cpuid_entry2 *e, unsigned n)
 long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct vcpu12 *x = kv->x12;
+	const struct kvm_cpuid_entry2 *xsave;
 	struct kvm_cpuid_entry2 *e;
 	struct kvm_cpuid2 head;
 	long rc = user_read(&head, (void *)arg, sizeof(head));
@@ -136,6 +137,8 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 		goto out;
 	memcpy(x->cpuid, e, head.nent * sizeof(*e));
 	x->n_cpuid = head.nent;
+	xsave = cpuid_find(x, 0xd, 0);
+	x->cpuid_xcr0 = xsave ? xsave->eax | (u64)xsave->edx << 32 : 0;
 	rc = 0;
 out:
 	free(e);

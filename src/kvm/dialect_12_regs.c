@@ -344,7 +344,9 @@ long set_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 
 		if (x.xcrs[n].xcr != 0)
 			continue;
-		if ((val & ~cpuid_xcr0_mask()) || !(val & XCR0_X87) || ((val & XCR0_AVX) && !(val & XCR0_SSE)))
+		/* What CPUID does not offer the guest cannot be on. */
+		if ((val & ~((cpuid_xcr0_mask() & kv->x12->cpuid_xcr0) | XCR0_X87)) || !(val & XCR0_X87) ||
+		    ((val & XCR0_AVX) && !(val & XCR0_SSE)))
 			return -EINVAL;
 		kv->cpu.fpu.xcr0 = val;
 		break;
