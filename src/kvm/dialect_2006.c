@@ -17,6 +17,7 @@
 #include "../../include/2006/linux/kvm.h"
 #include "../base/usercopy.h"
 #include "../cpu/fpu.h"
+#include "../cpu/vmem.h"
 #include "../x86/pte.h"
 
 /* Intel's basic exit reasons, which hw.hardware_exit_reason speaks. */
@@ -445,7 +446,8 @@ static long translate(struct vm *vm, unsigned long arg)
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&vm->lock);
-	t.valid = gva_peek(&kv->cpu.mmu, t.linear_address, &gpa, &writable, &user);
+	t.valid = (kv->cpu.mmu.paging != PAGING_64 || is_canonical(t.linear_address)) &&
+	          gva_peek(&kv->cpu.mmu, t.linear_address, &gpa, &writable, &user);
 	pthread_mutex_unlock(&vm->lock);
 	vcpu_put(kv);
 	t.physical_address = t.valid ? gpa : ~0ull;
@@ -507,6 +509,10 @@ static bool step_over(struct kvm_vcpu *kv)
 	bool tf = v->rflags & FLAGS_TF;
 	u64 rip = v->r[R_RIP] + kv->last_len;
 
+	/* Done already, by a run that a signal ended: the client calls again with the same structure. */
+	if (!kv->last_len)
+		return false;
+	kv->last_len = 0;
 	v->r[R_RIP] = v->mode == MODE_64 ? rip : (u32)rip;
 	v->rflags &= ~FLAGS_RF;
 	v->shadow = 0;

@@ -321,6 +321,12 @@ int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_
 	if (locked && m->ops->bus_lock) {
 		m->ops->bus_lock(m);
 		ref->locked = true;
+		/* Waiting for it counts as stopped: the slots may have changed under the host addresses found above. */
+		rc = translate_all(m, gva, size, access, ctx, p, &n);
+		if (rc != MEM_OK) {
+			m->ops->bus_unlock(m);
+			return rc;
+		}
 	}
 	for (unsigned k = 0; k < 2; k++) {
 		ref->part[k].len = 0;

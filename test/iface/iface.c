@@ -672,6 +672,9 @@ TEST(translate)
 	CHECK_EQ(t.valid, 1);
 	CHECK_EQ(t.writeable, 1);
 	CHECK_EQ(t.usermode, 1);
+	t.linear_address = 1ull << 63; /* not canonical: the tables alone would translate it */
+	CHECK_EQ(kioctl(g.fd, KVM_TRANSLATE, &t), 0);
+	CHECK_EQ(t.valid, 0);
 	guest_close(&g);
 }
 

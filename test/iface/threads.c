@@ -155,6 +155,30 @@ TEST(signal_ends_run)
 	guest_close(&g);
 }
 
+/* A client that calls again with the same structure asks for the step over the instruction once more. */
+TEST(emulated_counts_once_over_a_signal)
+{
+	struct guest g;
+	struct kvm_regs r;
+
+	CHECK_EQ(guest_open(&g, 0x200000), 0);
+	CHECK_EQ(guest_start64(&g, 0x2000), 0);
+	/* out 0x42, al; inc rax; jmp to inc */
+	CODE(&g, 0x2000, 0xe6, 0x42, 0x48, 0xff, 0xc0, 0xeb, 0xfb);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run.exit_reason, KVM_EXIT_IO);
+	signal(SIGALRM, on_alarm);
+	for (unsigned n = 0; n < 5; n++) {
+		g.run.emulated = 1;
+		alarm_in(2000, 0);
+		CHECK_ERR(kioctl(g.fd, KVM_RUN, &g.run), EINTR);
+		regs_get(&g, &r);
+		CHECK(r.rip == 0x2002 || r.rip == 0x2005);
+	}
+	signal(SIGALRM, SIG_DFL);
+	guest_close(&g);
+}
+
 static void on_alarm_look(int sig, siginfo_t *info, void *context)
 {
 	handler_ran += info->si_signo == sig;
@@ -410,6 +434,43 @@ TEST(regions_change_while_running)
 	CHECK_EQ(g.run.exit_reason, KVM_EXIT_HLT);
 	CHECK_EQ(*(uint32_t *)(void *)(g.ram + 0x100008), 0xfeed);
 	munmap(p, 0x10000);
+	guest_close(&g);
+}
+
+static volatile int split_stop;
+
+static void *run_split(void *arg)
+{
+	struct guest *g = arg;
+
+	while (!split_stop) {
+		int rc = kioctl(g->fd, KVM_RUN, &g->run);
+
+		CHECK_EQ(rc, 0);
+		CHECK_EQ(g->run.exit_reason, KVM_EXIT_MMIO);
+		g->run.mmio_completed = !g->run.mmio.is_write;
+	}
+	return NULL;
+}
+
+/* A LOCKed access over the border of two slots waits for whoever changes one of them. */
+TEST(split_lock_while_a_region_goes)
+{
+	struct guest g;
+	pthread_t thread;
+
+	CHECK_EQ(guest_open(&g, 0x100000), 0);
+	CHECK_EQ(guest_start64(&g, 0x2000), 0);
+	/* lock inc dword [0xffffe]; jmp back */
+	CODE(&g, 0x2000, 0xf0, 0xff, 0x04, 0x25, 0xfe, 0xff, 0x0f, 0, 0xeb, 0xf6);
+	split_stop = 0;
+	pthread_create(&thread, NULL, run_split, &g);
+	for (unsigned n = 0; n < 2000; n++) {
+		CHECK_EQ(region(g.fd, 1, 0x100000, 0x10000, 0), 0);
+		CHECK_EQ(region(g.fd, 1, 0x100000, 0, 0), 0);
+	}
+	split_stop = 1; /* without the second slot, every turn is an exit */
+	pthread_join(thread, NULL);
 	guest_close(&g);
 }
 
