@@ -14,7 +14,7 @@
 
 struct access {
 	u8 base, size;
-	bool write;
+	bool write, align;
 	s32 disp;
 };
 
@@ -51,7 +51,7 @@ static bool access_of(const struct trans *c, unsigned k, struct access *a)
 			a->write = n->rm_w;
 			return true;
 		}
-		return vec_access(c, k, &a->size, &a->write);
+		return vec_access(c, k, &a->size, &a->write, &a->align);
 	default:
 		return false;
 	}
@@ -163,12 +163,20 @@ void group_accesses(struct trans *c)
 
 		if (access_of(c, k, &a)) {
 			s32 lo = off + a.disp, hi = lo + a.size;
+			u8 phase = (u8)lo & 15;
+			/* Behind a branch nothing may be demanded that the leader alone would not need. */
+			bool fits = g && g->base == a.base && !(branch && a.write && !g->write) &&
+			            !(a.align && (g->align ? g->phase != phase : branch));
 
-			if (g && g->base == a.base && !(branch && a.write && !g->write)) {
+			if (fits) {
 				lo = lo < g->lo ? lo : g->lo;
 				hi = hi > g->hi ? hi : g->hi;
 			}
-			if (g && g->base == a.base && !(branch && a.write && !g->write) && hi - lo <= SPAN) {
+			if (fits && hi - lo <= SPAN) {
+				if (a.align) {
+					g->align = true;
+					g->phase = phase;
+				}
 				g->lo = lo;
 				g->hi = hi;
 				g->write |= a.write;
@@ -180,6 +188,8 @@ void group_accesses(struct trans *c)
 				                    .leader = (u8)k,
 				                    .last = (u8)k,
 				                    .write = a.write,
+				                    .align = a.align,
+				                    .phase = (u8)a.disp & 15,
 				                    .lo = a.disp,
 				                    .hi = a.disp + a.size};
 				c->group_of[k] = (u8)c->n_group;

@@ -168,6 +168,18 @@ static bool emit_group(struct trans *c, unsigned k)
 		return false;
 	if (g->leader == k) {
 		encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg_in(c, g->base, H_R8, true), g->lo));
+		if (g->align) {
+			unsigned over = (unsigned)(g->phase - g->lo) & 15, reg = H_R8;
+
+			if (over) {
+				encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)over));
+				reg = H_R10;
+			}
+			encode(&c->e, 0, 0, 0xf6, 0, rm_reg(reg)); /* test r8b or r10b, 15 */
+			e1(&c->e, 15);
+			slow_at(c, k, emit_jcc(&c->e, 5, NULL));
+			c->slow[c->n_slow - 1].last = g->last;
+		}
 		emit_check(c, k, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
 		c->slow[c->n_slow - 1].last = g->last;
 	}
@@ -1006,7 +1018,7 @@ static void dump(const struct trans *c, const u8 *begin)
 			fprintf(stderr, "%02x", c->insn[k].raw[b]);
 		fprintf(stderr, "]");
 	}
-	fprintf(stderr, "\n  host %p", (const void *)c->tb->code);
+	fprintf(stderr, "\n  host %#lx", (unsigned long)(c->tb->code - c->j->mem.rx));
 	for (; p < c->e.p; p++)
 		fprintf(stderr, " %02x", *p);
 	fprintf(stderr, "\n");

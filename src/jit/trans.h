@@ -29,7 +29,8 @@ struct exit {
 /* Accesses that share a check: group.c. */
 struct group {
 	u8 base, leader, last;
-	bool write;
+	bool write, align; /* some must be aligned to 16: those whose offset is `phase` modulo 16 */
+	u8 phase;
 	s32 lo, hi; /* span, relative to the base register's value at the leader */
 };
 
@@ -66,6 +67,11 @@ struct trans {
 	u8 bytes[TB_INSNS * 15 + 16];
 };
 
+static inline bool is_grouped(const struct trans *c, unsigned k)
+{
+	return c->group_of[k] && c->group[c->group_of[k] - 1].leader != c->group[c->group_of[k] - 1].last;
+}
+
 static inline bool is_follower(const struct trans *c, unsigned k)
 {
 	return c->group_of[k] && c->group[c->group_of[k] - 1].leader != k;
@@ -88,7 +94,7 @@ void emit_jump_stub(struct jit *j, struct emit *e);
 void group_accesses(struct trans *c);
 
 /* vec.c */
-bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write); /* false: must be aligned */
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align); /* false: cannot be grouped */
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
 void vec_emit(struct trans *c, unsigned k);

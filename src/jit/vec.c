@@ -314,7 +314,7 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 	}
 }
 
-bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write)
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align)
 {
 	const struct insn *i = &c->insn[k];
 	struct venc e;
@@ -322,7 +322,8 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write)
 	read_venc(c, i, &e);
 	*size = (u8)mem_size(i);
 	*write = form(i, &e) & V_STORE;
-	return alignment(i, *size) == 1;
+	*align = alignment(i, *size) == 16;
+	return *align || alignment(i, *size) == 1;
 }
 
 /* ---- the cache of registers ------------------------------------------------------------------------------------- */
@@ -429,7 +430,7 @@ void vec_emit(struct trans *c, unsigned k)
 
 		size = mem_size(i);
 		align = alignment(i, size);
-		if (align > 1) {
+		if (align > 1 && !is_grouped(c, k)) {
 			emit_ea(c, k);
 			e1(e, 0x41); /* test r8b, align - 1 */
 			e1(e, 0xf6);
@@ -437,7 +438,7 @@ void vec_emit(struct trans *c, unsigned k)
 			e1(e, (u8)(align - 1));
 			slow_at(c, k, emit_jcc(e, 5, NULL));
 		}
-		if (align > 1) {
+		if (align > 1 && !is_grouped(c, k)) {
 			emit_check(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
 			rm = rm_sib(H_R8, H_R11, 0, 0);
 		} else {
