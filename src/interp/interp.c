@@ -61,6 +61,12 @@ void interp_flush(struct vcpu *v)
 		it->vm_version = v->mmu.vm->version;
 }
 
+void interp_abandon(struct vcpu *v)
+{
+	v->interp->redeliver = false;
+	mmio_done(&v->mmu);
+}
+
 /* Memory slots changed: translations and host addresses may be void. */
 static void check_version(struct vcpu *v)
 {

@@ -18,6 +18,8 @@ void interp_destroy(struct vcpu *v);
 void interp_run(struct vcpu *v);
 /* Drops all decoded code (memory layout changed). */
 void interp_flush(struct vcpu *v);
+/* What the last run left half done, an instruction or a delivery that waits for MMIO answers, is void. */
+void interp_abandon(struct vcpu *v);
 /* For another engine. The loop of interp_run() around `run`, which runs instructions until there is something to look
  * at: it returns what interp_deliver() and its kin return. */
 enum interp_next { INTERP_GO_ON, INTERP_LEAVE };

@@ -18,6 +18,7 @@
 #include "../base/usercopy.h"
 #include "../cpu/fpu.h"
 #include "../cpu/vmem.h"
+#include "../interp/interp.h"
 #include "../x86/pte.h"
 
 /* Intel's basic exit reasons, which hw.hardware_exit_reason speaks. */
@@ -325,7 +326,7 @@ static long set_regs(struct vm *vm, unsigned long arg)
 		kv->cpu.r[regs_order[n]] = (&regs.rax)[n];
 	if (kv->cpu.r[R_RIP] != regs.rip) {
 		/* The client sends the guest elsewhere: what the last instruction had half done is void. */
-		mmio_done(&kv->cpu.mmu);
+		interp_abandon(&kv->cpu);
 		kv->mmio_read_out = false;
 	}
 	kv->cpu.r[R_RIP] = regs.rip;
@@ -517,7 +518,7 @@ static bool step_over(struct kvm_vcpu *kv)
 	v->rflags &= ~FLAGS_RF;
 	v->shadow = 0;
 	atomic_fetch_and(&v->events, ~(u32)EV_SHADOW);
-	mmio_done(&v->mmu);
+	interp_abandon(v);
 	kv->mmio_read_out = false;
 	if (!v->stepping)
 		return false;

@@ -523,6 +523,30 @@ TEST(exit_mmio_over_the_edge_of_ram)
 	guest_close(&g);
 }
 
+/* A client that sends the guest elsewhere does not find the old exception there. */
+TEST(new_rip_voids_a_delivery)
+{
+	struct guest g;
+	struct kvm_sregs s = {0};
+	struct kvm_regs r;
+
+	CHECK_EQ(guest_open(&g, 0x200000), 0);
+	CHECK_EQ(guest_start64(&g, 0x2000), 0);
+	CODE(&g, 0x2000, 0x0f, 0x0b, 0xf4); /* ud2; hlt */
+	CHECK_EQ(kioctl(g.fd, KVM_GET_SREGS, &s), 0);
+	s.idt.base = 0x400000; /* no slot: reading the gate is MMIO */
+	s.idt.limit = 0xfff;
+	CHECK_EQ(kioctl(g.fd, KVM_SET_SREGS, &s), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run.exit_reason, KVM_EXIT_MMIO);
+	regs_get(&g, &r);
+	r.rip = 0x2002;
+	regs_set(&g, &r);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run.exit_reason, KVM_EXIT_HLT);
+	guest_close(&g);
+}
+
 TEST(exit_triple_fault)
 {
 	struct guest g;
