@@ -402,6 +402,7 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->save = c->host && live;
 	x->dirty = c->xdirty;
 	x->valid = c->xvalid;
+	x->mx = c->mx;
 	x->poll = c->after_sti;
 	x->lookup = false;
 }
@@ -975,6 +976,10 @@ static void emit_out_of_line(struct trans *c)
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
+		if (c->loop_top && x->rip == c->tb->rip && !x->lookup) {
+			vec_loop_back(c, x);
+			continue;
+		}
 		if (x->lookup || x->save || x->dirty || (c->wide && x->valid)) {
 			patch_rel(x->at, e->delta, emit_rx(e));
 			if (x->save)

@@ -21,6 +21,7 @@ struct exit {
 	u8 *at;
 	u64 rip;
 	u32 dirty, valid;
+	bool mx;
 	bool save;   /* flags to jt.flags first */
 	bool poll;   /* look at events whatever the direction */
 	bool lookup; /* to the dispatcher, unlinked */
@@ -48,6 +49,9 @@ struct trans {
 	u32 xvalid, xdirty; /* guest vector registers that are in the host's; of these, newer than v->fpu */
 	bool mx;            /* MXCSR is the guest's */
 	bool after_sti;     /* the previous instruction was an STI: its shadow ends behind this one */
+	const u8 *loop_top; /* a block that loops on itself keeps its vector registers: it comes back to here */
+	u32 loop_regs;      /* with these valid and newer than v->fpu */
+	bool loop_mx;
 	bool wide;          /* vector registers are moved as YMM */
 	u32 call[TB_INSNS]; /* index + 1 */
 	/* from here on not cleared */
@@ -97,6 +101,7 @@ void group_accesses(struct trans *c);
 bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align); /* false: cannot be grouped */
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
+void vec_loop_back(struct trans *c, const struct exit *x);
 void vec_emit(struct trans *c, unsigned k);
 void vec_flush(struct trans *c);           /* everything to v->fpu, nothing cached */
 void vec_spill(struct trans *c, u32 regs); /* stores them */

@@ -370,10 +370,84 @@ void vec_flush(struct trans *c)
 	c->mx = false;
 }
 
+static void mx_check(struct trans *c)
+{
+	struct emit *e = &c->e;
+	u8 *skip;
+
+	e1(e, 0x41); /* cmp dword [r15 + jt.mxcsr_on], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(jt.mxcsr_on));
+	e1(e, 0);
+	skip = emit_jcc(e, 5, NULL);
+	vec_mx_on(c);
+	patch_rel(skip, e->delta, emit_rx(e));
+}
+
+/* Does some direct branch of the block lead to its own start? */
+static bool loops(const struct trans *c)
+{
+	for (unsigned k = 0; k < c->n; k++) {
+		u64 to = c->rip[k] + c->insn[k].len + c->insn[k].imm;
+
+		if ((c->nat[k].cls == K_JCC || c->nat[k].cls == K_JMP) &&
+		    (c->key & KEY_64 ? to : (u32)to) == c->tb->rip)
+			return true;
+	}
+	return false;
+}
+
 void vec_begin(struct trans *c)
 {
-	for (unsigned k = 0; k < c->n; k++)
+	u32 regs = 0;
+	bool fp = false;
+
+	for (unsigned k = 0; k < c->n; k++) {
+		if (c->nat[k].cls != K_SSE && c->nat[k].cls != K_VEX)
+			continue;
 		c->wide |= c->nat[k].cls == K_VEX;
+		fp |= c->nat[k].fp;
+		for (unsigned o = 0; o < c->insn[k].nops; o++)
+			if (c->insn[k].op[o].kind == OPK_XMM || c->insn[k].op[o].kind == OPK_YMM)
+				regs |= 1u << c->insn[k].op[o].reg;
+	}
+	if (!regs || !loops(c))
+		return;
+	/* Flags are in jt.flags here. */
+	if (fp)
+		mx_check(c);
+	vec_reload(c, regs);
+	c->xvalid = c->xdirty = c->loop_regs = regs;
+	c->mx = c->loop_mx = fp;
+	c->loop_top = emit_rx(&c->e);
+}
+
+/* The jump back to loop_top, out of line, with a look at events. */
+void vec_loop_back(struct trans *c, const struct exit *x)
+{
+	struct emit *e = &c->e;
+	u8 *event;
+
+	patch_rel(x->at, e->delta, emit_rx(e));
+	if (x->save)
+		flags_save(e);
+	vec_spill(c, x->dirty & ~c->loop_regs);
+	vec_reload(c, c->loop_regs & ~x->valid);
+	if (c->loop_mx && !x->mx)
+		mx_check(c);
+	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(events));
+	e1(e, 0);
+	event = emit_jcc(e, 5, NULL);
+	emit_jmp(e, 0xe9, c->loop_top);
+	patch_rel(event, e->delta, emit_rx(e));
+	vec_spill(c, c->loop_regs);
+	vec_end(c);
+	emit_const(e, H_R8, x->rip);
+	emit_jmp(e, 0xe9, c->j->leave_lookup);
 }
 
 static void want(struct trans *c, unsigned x)
@@ -413,16 +487,7 @@ void vec_emit(struct trans *c, unsigned k)
 	if ((mem && !is_follower(c, k)) || (c->nat[k].fp && !c->mx))
 		flags_give(c, k);
 	if (c->nat[k].fp && !c->mx) {
-		u8 *skip;
-
-		e1(e, 0x41); /* cmp dword [r15 + jt.mxcsr_on], 0 */
-		e1(e, 0x83);
-		e1(e, 0xbf);
-		e4(e, (u32)VOFF(jt.mxcsr_on));
-		e1(e, 0);
-		skip = emit_jcc(e, 5, NULL);
-		vec_mx_on(c);
-		patch_rel(skip, e->delta, emit_rx(e));
+		mx_check(c);
 		c->mx = true;
 	}
 	if (mem) {
