@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "../../include/2006/linux/kvm.h"
 #include "../base/usercopy.h"
@@ -117,6 +118,22 @@ static void punch(struct vm *vm, gpa_t gpa, u64 size)
 		fallocate(vm->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)gpa, (off_t)size);
 }
 
+/* Copies [from, from + size), mapped at `src`, to the zeroes at `dst`; pages that nobody touched stay unallocated. */
+static void copy_data(struct vm *vm, u8 *dst, const u8 *src, gpa_t from, u64 size)
+{
+	off_t at = (off_t)from, end = (off_t)(from + size);
+
+	while (at < end) {
+		off_t data = lseek(vm->memfd, at, SEEK_DATA), hole;
+
+		if (data < 0 || data >= end)
+			return;
+		hole = lseek(vm->memfd, data, SEEK_HOLE);
+		at = hole < 0 || hole > end ? end : hole;
+		memcpy(dst + (data - (off_t)from), src + (data - (off_t)from), (size_t)(at - data));
+	}
+}
+
 /* Moves a slot's contents to another address; the two ranges may overlap. */
 static int slot_move(struct vm *vm, struct memslot *slot, gpa_t to)
 {
@@ -141,7 +158,8 @@ static int slot_move(struct vm *vm, struct memslot *slot, gpa_t to)
 		else
 			punch(vm, to + slot->size, from - to);
 	} else {
-		memcpy(hva, slot->hva, slot->size);
+		punch(vm, to, slot->size);
+		copy_data(vm, hva, slot->hva, from, slot->size);
 		punch(vm, from, slot->size);
 	}
 	munmap(slot->hva, slot->size);
