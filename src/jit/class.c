@@ -222,6 +222,14 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->rm_r = n->reg_w = true;
 		n->reg_r = i->map == 1 || n->size < 4;
 		return;
+	case ZYDIS_MNEMONIC_DIV:
+	case ZYDIS_MNEMONIC_IDIV:
+		if (i->op[0].size < 4)
+			return;
+		n->cls = K_DIV;
+		n->fmod = true; /* undefined flags come out as on the host, from the flags before */
+		n->size = n->rm_size = i->op[0].size;
+		return;
 	case ZYDIS_MNEMONIC_MOVZX:
 	case ZYDIS_MNEMONIC_MOVSX:
 	case ZYDIS_MNEMONIC_MOVSXD:

@@ -207,6 +207,7 @@ enum cls {
 	K_ACC,   /* accumulator, immediate */
 	K_MOFFS, /* MOV AL/EAX/RAX, moffs and back */
 	K_LEA,
+	K_DIV,
 	K_PUSH, /* op[0] */
 	K_POP,
 	K_LEAVE,

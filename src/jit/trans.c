@@ -725,6 +725,9 @@ static void emit_insn(struct trans *c, unsigned k)
 		                      : 0,
 		       0, (u8)((n->rm_w ? 0x88 : 0x8a) | (i->opcode & 1)), H_RAX, rm_guest());
 		break;
+	case K_DIV:
+		div_emit(c, k);
+		break;
 	case K_LEA:
 		emit_lea(c, k);
 		break;

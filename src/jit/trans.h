@@ -94,6 +94,9 @@ struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_jump_stub(struct jit *j, struct emit *e);
 
+/* div.c */
+void div_emit(struct trans *c, unsigned k);
+
 /* group.c */
 void group_accesses(struct trans *c);
 
