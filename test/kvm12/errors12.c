@@ -257,8 +257,9 @@ static void vcpu_calls(int vcpu)
 	struct kvm_vcpu_events ev;
 	struct kvm_signal_mask mask = {.len = 4};
 	struct kvm_translation t = {0};
-	struct kvm_lapic_state *lapic = calloc(1, sizeof(*lapic));
-	struct kvm_xsave *xs = calloc(1, 8192);
+	static struct kvm_lapic_state lapic_room, *lapic = &lapic_room;
+	static _Alignas(64) uint8_t xsave_room[8192];
+	struct kvm_xsave *xs = (void *)xsave_room;
 	struct kvm_x86_mce mce = {0};
 	struct kvm_enable_cap ec = {.cap = 100000};
 	uint64_t cap = 0;
