@@ -72,6 +72,8 @@ int main(int argc, char **argv)
 
 	if (w == MAP_FAILED)
 		return 2;
+	/* The translator counts instructions only under DEVKVM_DEBUG=jitstat. */
+	setenv("DEVKVM_ENGINE", "interp", 0);
 	machine_init(&m, 0);
 	machine_window(&m, w, 0x10000);
 	for (u64 a = 0; a < 0x10000; a += PAGE_SIZE)
