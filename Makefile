@@ -22,7 +22,7 @@ LDFLAGS += -fsanitize=address,undefined
 endif
 
 # The engine: everything below the doors. Front: the doors themselves; preload.c only goes into the preloaded library.
-CORE_SRC := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/cpu/*.c src/interp/*.c src/jit/*.c src/kvm/*.c)
+CORE_SRC := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/cpu/*.c src/interp/*.c src/jit/*.c src/chip/*.c src/kvm/*.c)
 FRONT_SRC := $(filter-out src/front/preload.c,$(wildcard src/front/*.c))
 CLI_SRC := $(wildcard cli/*.c vmm/*.c)
 CORE_OBJ := $(CORE_SRC:%.c=$(BUILD)/%.o)

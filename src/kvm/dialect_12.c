@@ -31,8 +31,7 @@ int sealed_memfd(const char *name, u64 size)
 
 /* ---- capabilities ------------------------------------------------------------------------------------------------ */
 
-/* GAP(irqchip): no in-kernel interrupt chips yet: IRQCHIP, PIT2, IRQFD, SIGNAL_MSI, SPLIT_IRQCHIP, TSC_DEADLINE_TIMER.
- * GAP(dirty-ring), GAP(stats-fd), GAP(msr-filter): DIRTY_LOG_RING, BINARY_STATS_FD, X86_USER_SPACE_MSR. */
+/* GAP(dirty-ring), GAP(stats-fd), GAP(msr-filter): DIRTY_LOG_RING, BINARY_STATS_FD, X86_USER_SPACE_MSR. */
 static const struct {
 	unsigned cap;
 	int val;
@@ -57,7 +56,16 @@ static const struct {
         {KVM_CAP_GUEST_DEBUG_HW_BPS, 4},
         {KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |
                                            KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP},
-        {KVM_CAP_IRQ_ROUTING, 4096},
+        {KVM_CAP_IRQCHIP, 1},
+        {KVM_CAP_PIT2, 1},
+        {KVM_CAP_PIT_STATE2, 1},
+        {KVM_CAP_REINJECT_CONTROL, 1},
+        {KVM_CAP_IRQ_INJECT_STATUS, 1},
+        {KVM_CAP_IRQFD, 1},
+        {KVM_CAP_IRQFD_RESAMPLE, 1},
+        {KVM_CAP_SIGNAL_MSI, 1},
+        {KVM_CAP_TSC_DEADLINE_TIMER, 1},
+        {KVM_CAP_IRQ_ROUTING, GSI_MAX},
         {KVM_CAP_MCE, MCE_BANKS},
         {KVM_CAP_DESTROY_MEMORY_REGION_WORKS, 1},
         {KVM_CAP_JOIN_MEMORY_REGIONS_WORKS, 1},

@@ -5,6 +5,7 @@
  *   dialect_12.c        the system descriptor, capabilities, what CPUID and which MSRs are offered
  *   dialect_12_vm.c     VM requests: memory, dirty log, clock, making vCPUs
  *   dialect_12_io.c     eventfds and rings that take I/O writes without an exit
+ *   dialect_12_chip.c   interrupt chips, irqfds, timers, HLT and start-up of processors
  *   dialect_12_vcpu.c   vCPUs: creation, KVM_RUN, exits and their completion
  *   dialect_12_regs.c   a vCPU's registers in the interface's structures
  *   dialect_12_msr.c    CPUID tables, MSRs, the paravirtual clock
@@ -18,6 +19,7 @@
 #include <linux/kvm.h>
 #include <signal.h>
 
+#include "../chip/chip.h"
 #include "kvm.h"
 
 #define SLOTS_12 32764u /* user slots, ids 0 to SLOTS_12 - 1 */
@@ -53,6 +55,8 @@ struct vm12 {
 	struct kvm_coalesced_mmio_ring *ring;
 	pthread_mutex_t ring_lock; /* protects: what vCPUs write into the ring */
 
+	struct chips12 *chips; /* dialect_12_chip.c; NULL: none */
+
 	struct ioev *ioev;
 	unsigned n_ioev;
 	struct zone *zone;
@@ -66,16 +70,23 @@ struct vm12 {
 	u64 tsc_write, tsc_write_host; /* the last write that started an offset, and when it was (host TSC) */
 };
 
+/* vcpu12.latch */
+#define LATCH_INIT 1u
+#define LATCH_SIPI 2u
+
 /* Port I/O, or nothing, that the client answers before the next run. */
 enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ };
 
 struct vcpu12 {
-	struct kvm_run *run; /* our mapping of the descriptor's first pages */
-	int irq;             /* queued by KVM_INTERRUPT, -1: none */
-	u32 mp_state;        /* KVM_MP_STATE_x */
-	bool ran;            /* KVM_RUN has run guest code: CPUID is fixed from now on */
-	bool check_state;    /* registers were set since cpu_check_state() */
-	bool inject;         /* cpu.excp waits for the next run */
+	struct kvm_run *run;    /* our mapping of the descriptor's first pages */
+	int irq;                /* queued by KVM_INTERRUPT, -1: none */
+	u32 mp_state;           /* KVM_MP_STATE_x */
+	_Atomic(u32) latch;     /* LATCH_x that arrived */
+	_Atomic(bool) sleeping; /* waits on the word of cpu.events */
+	u8 sipi_vector;
+	bool ran;         /* KVM_RUN has run guest code: CPUID is fixed from now on */
+	bool check_state; /* registers were set since cpu_check_state() */
+	bool inject;      /* cpu.excp waits for the next run */
 
 	enum pending pend;
 	u64 pend_rip;
@@ -128,15 +139,46 @@ long coalesced_add(struct vm *vm, unsigned long arg);
 long coalesced_remove(struct vm *vm, unsigned long arg);
 /* A write to a port or MMIO address, `len` bytes at `data`: true when nobody needs to exit for it. On a running vCPU.
  */
-bool io_write_taken(struct vm *vm, bool pio, u64 addr, u32 len, const u8 *data);
+bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data);
 /* The same for reads. */
-bool io_read_taken(struct vm *vm, bool pio, u64 addr, u32 len, u8 *data);
+bool io_read_taken(struct vcpu *v, bool pio, u64 addr, u32 len, u8 *data);
 void io_free(struct vm12 *x);
+bool is_eventfd(int fd);
+
+/* ---- dialect_12_chip.c ------------------------------------------------------------------------------------------- */
+
+struct chips *chips_of(const struct vm *vm); /* NULL: none */
+struct lapic *lapic_of(const struct vcpu *v);
+void chips12_free(struct vm12 *x);
+void chips12_add_vcpu(struct kvm_vcpu *kv);
+/* An access to memory that no slot covers, on the vCPU: true when the local APIC or IOAPIC answers. */
+bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
+/* Sets bits in the vCPU's events and wakes it. Any thread. */
+void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
+/* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
+bool vcpu12_wait(struct kvm_vcpu *kv);
+long create_irqchip(struct vm *vm, unsigned long arg);
+long create_pit1(struct vm *vm, unsigned long arg);
+long create_pit2(struct vm *vm, unsigned long arg);
+long irq_line(struct vm *vm, unsigned long arg);
+long irq_line_status(struct vm *vm, unsigned long arg);
+long signal_msi(struct vm *vm, unsigned long arg);
+long set_gsi_routing(struct vm *vm, unsigned long arg);
+long irqfd(struct vm *vm, unsigned long arg);
+long get_irqchip(struct vm *vm, unsigned long arg);
+long set_irqchip(struct vm *vm, unsigned long arg);
+long get_pit2(struct vm *vm, unsigned long arg);
+long set_pit2(struct vm *vm, unsigned long arg);
+long reinject_control(struct vm *vm, unsigned long arg);
+long get_lapic(struct kvm_vcpu *kv, unsigned long arg);
+long set_lapic(struct kvm_vcpu *kv, unsigned long arg);
 
 /* ---- dialect_12_vcpu.c ------------------------------------------------------------------------------------------- */
 
 long vcpu12_create(struct vm *vm, unsigned long id, struct made *made);
 void vcpu12_free(struct kvm_vcpu *kv);
+/* The processor comes out of RESET, or INIT (which keeps caches, x87 and MSRs: SDM vol. 3, table 10-1). */
+void vcpu12_reset(struct kvm_vcpu *kv, bool init);
 /* The client sends the guest elsewhere: what the last exit had half done is void. */
 void vcpu12_abandon(struct kvm_vcpu *kv);
 

@@ -19,7 +19,7 @@
 /* ---- KVM_IOEVENTFD ----------------------------------------------------------------------------------------------- */
 
 /* True for eventfds: reads and writes of anything else mean something else. */
-static bool is_eventfd(int fd)
+bool is_eventfd(int fd)
 {
 	char path[32], to[32];
 	ssize_t n;
@@ -216,11 +216,22 @@ static bool ring_put(struct vm12 *x, bool pio, u64 addr, u32 len, const u8 *data
 
 /* ---- both -------------------------------------------------------------------------------------------------------- */
 
-bool io_write_taken(struct vm *vm, bool pio, u64 addr, u32 len, const u8 *data)
+bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 {
-	struct vm12 *x = vm->x12;
+	struct vm12 *x = v->vm->x12;
 	u64 val = 0, one = 1;
 	unsigned n;
+
+	if (x->chips) {
+		u32 word = 0;
+		u8 copy[8];
+
+		memcpy(&word, data, len < 4 ? len : 4);
+		memcpy(copy, data, len);
+		if (pio ? chips_pio(chips_of(v->vm), false, (u16)addr, len, &word)
+		        : chips12_mmio(v, false, addr, len, copy))
+			return true;
+	}
 
 	if (x->n_ioev) {
 		memcpy(&val, data, len);
@@ -242,9 +253,18 @@ bool io_write_taken(struct vm *vm, bool pio, u64 addr, u32 len, const u8 *data)
 	return false;
 }
 
-bool io_read_taken(struct vm *vm, bool pio, u64 addr, u32 len, u8 *data)
+bool io_read_taken(struct vcpu *v, bool pio, u64 addr, u32 len, u8 *data)
 {
-	return false;
+	u32 val = ~0u;
+
+	if (!v->vm->x12->chips)
+		return false;
+	if (!pio)
+		return chips12_mmio(v, true, addr, len, data);
+	if (!chips_pio(chips_of(v->vm), true, (u16)addr, len, &val))
+		return false;
+	memcpy(data, &val, len);
+	return true;
 }
 
 void io_free(struct vm12 *x)

@@ -25,6 +25,7 @@
 #define PV_FIRST 0x4b564d00
 #define PV_LAST 0x4b564dff
 
+#define MSR_TSC_DEADLINE 0x6e0
 #define MSR_MCG_CTL 0x17b
 #define MSR_MC0_CTL 0x400
 #define MCG_CTL_P BIT(8)
@@ -302,7 +303,14 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	struct vcpu12 *x = x12_of(v);
 	u64 *slot;
 
+	if (msr >= 0x800 && msr < 0x900)
+		return lapic_of(v) && lapic_msr_read(lapic_of(v), msr, val) ? 0 : -1;
 	switch (msr) {
+	case MSR_TSC_DEADLINE:
+		if (!lapic_of(v))
+			return -1;
+		*val = lapic_of(v)->tsc_deadline;
+		return 0;
 	case PV_WALL:
 	case PV_WALL_OLD:
 		*val = x->msr_wall;
@@ -356,11 +364,44 @@ static int mce_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
 	return 0;
 }
 
+/* SDM vol. 3, 11.12.5: x2APIC needs the APIC on, and is left only through off. */
+static int apic_base_write(struct vcpu *v, u64 val)
+{
+	const u64 on = APIC_BASE_ENABLE, x2 = BIT(10);
+	u64 old = v->apic_base;
+
+	if ((val & 0x2ff) || (val >> 48) || (val & (on | x2)) == x2)
+		return -1;
+	if ((val & x2) && !lapic_of(v))
+		return -1;
+	if ((old & (on | x2)) == (on | x2) && (val & (on | x2)) == on)
+		return -1;
+	if (!(old & on) && (val & (on | x2)) == (on | x2))
+		return -1;
+	v->apic_base = val;
+	if (lapic_of(v))
+		lapic_set_base(lapic_of(v), val);
+	return 0;
+}
+
 int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
 
+	if (msr >= 0x800 && msr < 0x900) {
+		if (!lapic_of(v) || !lapic_msr_write(lapic_of(v), msr, val))
+			return -1;
+		v->cr8 = lapic_of(v)->reg[LAPIC_TPR] >> 4 & 15;
+		return 0;
+	}
 	switch (msr) {
+	case MSR_TSC_DEADLINE:
+		if (!lapic_of(v))
+			return -1;
+		lapic_set_deadline(lapic_of(v), val);
+		return 0;
+	case MSR_APIC_BASE:
+		return apic_base_write(v, val);
 	case MSR_TSC:
 		if (!host)
 			return MSR_PASS;

@@ -181,6 +181,10 @@ static void sregs_common_in(struct kvm_vcpu *kv, const struct kvm_sregs *s)
 	v->cr8 = s->cr8;
 	kv->x12->run->cr8 = s->cr8;
 	v->apic_base = s->apic_base;
+	if (lapic_of(v)) {
+		lapic_set_base(lapic_of(v), s->apic_base);
+		lapic_set_tpr(lapic_of(v), (u32)s->cr8 << 4);
+	}
 	kv->x12->check_state = true;
 	pthread_mutex_lock(&vm->lock); /* the PAE pointers are read from memslots */
 	cpu_set_crs(v, s->cr0, s->cr3, s->cr4, s->efer);

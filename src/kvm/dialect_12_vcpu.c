@@ -37,13 +37,13 @@ static int op_pio(struct vcpu *v, const struct pio *io)
 
 	if (!io->string) {
 		if (io->in) {
-			if (io_read_taken(v->vm, true, io->port, io->size, (u8 *)&val)) {
+			if (io_read_taken(v, true, io->port, io->size, (u8 *)&val)) {
 				memcpy(&v->r[R_RAX], &val, io->size);
 				if (io->size == 4)
 					v->r[R_RAX] = val;
 				return STEP_OK;
 			}
-		} else if (io_write_taken(v->vm, true, io->port, io->size, (const u8 *)&val)) {
+		} else if (io_write_taken(v, true, io->port, io->size, (const u8 *)&val)) {
 			return STEP_OK;
 		}
 	}
@@ -87,8 +87,10 @@ static int op_cpuid(struct vcpu *v, const struct insn *i)
 static int op_hlt(struct vcpu *v, const struct insn *i)
 {
 	v->r[R_RIP] += i->len;
-	if (vcpu_irq_pending(v) && (v->rflags & FLAGS_IF))
+	if ((v->rflags & FLAGS_IF) && v->ops->irq_pending(v)) {
+		atomic_fetch_or(&v->events, (u32)EV_IRQ);
 		return STEP_JUMP;
+	}
 	v->exit.reason = EXIT_HLT;
 	return STEP_EXIT;
 }
@@ -99,12 +101,20 @@ static int op_irq_take(struct vcpu *v)
 	int irq = x->irq;
 
 	x->irq = -1;
+	if (irq < 0 && lapic_of(v))
+		irq = lapic_pending(lapic_of(v), true);
 	return irq;
 }
 
 static bool op_irq_pending(struct vcpu *v)
 {
-	return x12_of(v)->irq >= 0;
+	return x12_of(v)->irq >= 0 || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
+}
+
+static void op_cr8_written(struct vcpu *v)
+{
+	if (lapic_of(v))
+		lapic_set_tpr(lapic_of(v), (u32)v->cr8 << 4);
 }
 
 static void op_kicked(struct vcpu *v)
@@ -120,6 +130,7 @@ static const struct vcpu_ops ops_12 = {
         .irq_take = op_irq_take,
         .irq_pending = op_irq_pending,
         .kicked = op_kicked,
+        .cr8_written = op_cr8_written,
         .msr_read = msr12_read,
         .msr_write = msr12_write,
 };
@@ -136,12 +147,42 @@ void vcpu12_free(struct kvm_vcpu *kv)
 	free(x);
 }
 
-/* Where the reset state of this dialect differs: as a processor comes out of RESET (SDM vol. 3, table 10-1). */
-static void reset(struct vcpu *v)
+void vcpu12_reset(struct kvm_vcpu *kv, bool init)
 {
+	struct vcpu *v = &kv->cpu;
+
+	if (init) {
+		static const u8 offs[] = {SEG_ES, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
+		u32 sig[4];
+
+		cpuid12(v, 1, 0, sig);
+		memset(v->r, 0, sizeof(v->r));
+		v->r[R_RDX] = sig[0] ? sig[0] : 0x600;
+		v->r[R_RIP] = 0xfff0;
+		v->rflags = FLAGS_FIXED;
+		for (unsigned n = 0; n < ARRAY_SIZE(offs); n++)
+			v->seg[offs[n]] = (struct seg){.limit = 0xffff, .present = true, .s = true, .type = 3};
+		v->seg[SEG_CS] = (struct seg){.sel = 0xf000, .limit = 0xffff, .present = true, .s = true, .type = 0xb};
+		v->seg[SEG_LDTR] = (struct seg){.limit = 0xffff, .present = true, .type = 2};
+		v->seg[SEG_TR] = (struct seg){.limit = 0xffff, .present = true, .type = 0xb};
+		v->gdt = v->idt = (struct dtable){.limit = 0xffff};
+		v->cr2 = v->cr8 = 0;
+		memset(v->dr, 0, sizeof(v->dr));
+		v->dr6 = DR6_FIXED;
+		v->dr7 = DR7_FIXED;
+		v->shadow = 0;
+		v->pending_db = 0;
+		v->nmi_pending = v->nmi_masked = false;
+		kv->x12->irq = -1;
+		kv->x12->inject = false;
+		vcpu12_abandon(kv);
+		cpu_set_crs(v, (v->cr0 & (CR0_CD | CR0_NW)) | CR0_ET, 0, 0, 0);
+	} else {
+		v->cr0 = CR0_CD | CR0_NW | CR0_ET;
+		v->misc_enable = BIT(0);
+	}
+	/* As a processor comes out of RESET (SDM vol. 3, table 10-1). */
 	v->seg[SEG_CS].base = 0xffff0000;
-	v->cr0 = CR0_CD | CR0_NW | CR0_ET;
-	v->misc_enable = BIT(0);
 	cpu_update(v);
 }
 
@@ -175,12 +216,15 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	if (rc < 0)
 		goto fail_map;
 	kv->x12 = x;
-	reset(&kv->cpu);
+	vcpu12_reset(kv, false);
 	tsc12_init(&kv->cpu);
 	pthread_mutex_lock(&vm->lock);
 	rc = vm->vcpu[id] ? -EEXIST : 0;
 	if (rc == 0) {
 		atomic_fetch_add(&vm->x12->refs, 1);
+		if (vm->x12->chips && id != 0)
+			x->mp_state = KVM_MP_STATE_UNINITIALIZED;
+		chips12_add_vcpu(kv);
 		vm->x12->has_vcpu = true;
 		__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
 	}
@@ -429,24 +473,49 @@ static bool masked_signal_waits(const struct vcpu12 *x)
 	return false;
 }
 
+static bool mmio_taken(struct vcpu *v)
+{
+	u8 data[8];
+
+	if (v->exit.mmio.is_write)
+		return io_write_taken(v, false, v->exit.mmio.gpa, v->exit.mmio.len, v->exit.mmio.data);
+	if (!io_read_taken(v, false, v->exit.mmio.gpa, v->exit.mmio.len, data))
+		return false;
+	mmio_answer(&v->mmu, data);
+	return true;
+}
+
 /* The engine until there is something for the client. */
 static void run_guest(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
 	for (;;) {
-		run_engine(kv);
-		if (v->exit.reason != EXIT_MMIO)
+		if (unlikely(kv->x12->mp_state != KVM_MP_STATE_RUNNABLE || atomic_load(&kv->x12->latch)) &&
+		    !vcpu12_wait(kv)) {
+			v->exit.reason = EXIT_INTR;
 			return;
-		if (v->exit.mmio.is_write) {
-			if (!io_write_taken(v->vm, false, v->exit.mmio.gpa, v->exit.mmio.len, v->exit.mmio.data))
+		}
+		run_engine(kv);
+		switch (v->exit.reason) {
+		case EXIT_MMIO:
+			if (!mmio_taken(v))
 				return;
-		} else {
-			u8 data[8];
-
-			if (!io_read_taken(v->vm, false, v->exit.mmio.gpa, v->exit.mmio.len, data))
+			break;
+		case EXIT_HLT:
+			if (!lapic_of(v))
 				return;
-			mmio_answer(&v->mmu, data);
+			kv->x12->mp_state = KVM_MP_STATE_HALTED;
+			break;
+		case EXIT_INTR:
+			/* INIT and SIPI make the engine leave in the same way. */
+			if (run_signalled() || !atomic_load(&kv->x12->latch))
+				return;
+			if (!vcpu12_wait(kv))
+				return;
+			break;
+		default:
+			return;
 		}
 	}
 }
@@ -482,7 +551,7 @@ static long run_inside(struct kvm_vcpu *kv)
 		if (excp_deliver(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
 			return fill_exit(kv);
 	}
-	if (run->request_interrupt_window) {
+	if (run->request_interrupt_window && !lapic_of(v)) {
 		if (irq_open(kv)) {
 			run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 			return 0;
@@ -545,10 +614,13 @@ static long run_locked(struct kvm_vcpu *kv)
 	run->flags = 0;
 	if (unlikely(run->kvm_valid_regs | run->kvm_dirty_regs))
 		rc = sync_in(kv, run);
-	if (rc == 0 && run->cr8 > 15)
-		rc = -EINVAL;
+	if (rc == 0 && !lapic_of(v)) {
+		if (run->cr8 > 15)
+			rc = -EINVAL;
+		else
+			v->cr8 = run->cr8;
+	}
 	if (rc == 0) {
-		v->cr8 = run->cr8;
 		run_begin(kv);
 		rc = run_inside(kv);
 		if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_WINDOW)
@@ -560,7 +632,7 @@ static long run_locked(struct kvm_vcpu *kv)
 	run->if_flag = !!(v->rflags & FLAGS_IF);
 	run->cr8 = v->cr8;
 	run->apic_base = v->apic_base;
-	run->ready_for_interrupt_injection = irq_open(kv);
+	run->ready_for_interrupt_injection = lapic_of(v) || irq_open(kv);
 	return rc;
 }
 
@@ -575,6 +647,8 @@ static long interrupt(struct kvm_vcpu *kv, unsigned long arg)
 		return rc;
 	if (irq.irq > 255)
 		return -EINVAL;
+	if (lapic_of(&kv->cpu))
+		return -ENXIO;
 	kv->x12->irq = (int)irq.irq;
 	atomic_fetch_or(&kv->cpu.events, (u32)EV_IRQ);
 	return 0;
@@ -625,9 +699,16 @@ static long set_mp_state(struct kvm_vcpu *kv, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
-	if (s.mp_state != KVM_MP_STATE_RUNNABLE)
+	if (s.mp_state > KVM_MP_STATE_SIPI_RECEIVED)
 		return -EINVAL;
-	kv->x12->mp_state = s.mp_state;
+	if (s.mp_state != KVM_MP_STATE_RUNNABLE && !lapic_of(&kv->cpu))
+		return -EINVAL;
+	if (s.mp_state == KVM_MP_STATE_SIPI_RECEIVED) {
+		kv->x12->mp_state = KVM_MP_STATE_INIT_RECEIVED;
+		atomic_fetch_or(&kv->x12->latch, LATCH_SIPI);
+	} else {
+		kv->x12->mp_state = s.mp_state;
+	}
 	return 0;
 }
 
@@ -676,9 +757,15 @@ static long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg)
 	return 0;
 }
 
-static long no_lapic(struct kvm_vcpu *kv, unsigned long arg)
+/* GAP(vapic): the page of TPR patching is never looked at: its accesses are not reported (KVM_TPR_ACCESS_REPORTING), so
+ * no client patches a guest to use it. */
+static long set_vapic_addr(struct kvm_vcpu *kv, unsigned long arg)
 {
-	return -EINVAL;
+	struct kvm_vapic_addr a;
+
+	if (!lapic_of(&kv->cpu))
+		return -EINVAL;
+	return user_read(&a, (void *)arg, sizeof(a));
 }
 
 static const struct {
@@ -718,8 +805,9 @@ static const struct {
         {KVM_KVMCLOCK_CTRL, kvmclock_ctrl},
         {KVM_X86_SETUP_MCE, mce_setup},
         {KVM_X86_SET_MCE, mce_inject},
-        {KVM_GET_LAPIC, no_lapic},
-        {KVM_SET_LAPIC, no_lapic},
+        {KVM_GET_LAPIC, get_lapic},
+        {KVM_SET_LAPIC, set_lapic},
+        {KVM_SET_VAPIC_ADDR, set_vapic_addr},
 };
 
 long dialect_12_vcpu(struct kvm_vcpu *kv, unsigned long req, unsigned long arg, struct made *made)

@@ -33,6 +33,7 @@ static void vm12_free(struct vm *vm)
 {
 	struct vm12 *x = vm->x12;
 
+	chips12_free(x);
 	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
 		if (vm->vcpu[n]) {
 			vcpu12_free(vm->vcpu[n]);
@@ -442,14 +443,9 @@ static long check_extension(struct vm *vm, unsigned long arg)
 	return cap_check(arg);
 }
 
-static long no_chips(struct vm *vm, unsigned long arg)
+static long no_pit1(struct vm *vm, unsigned long arg)
 {
 	return -ENXIO;
-}
-
-static long no_routing(struct vm *vm, unsigned long arg)
-{
-	return -EINVAL;
 }
 
 static const struct {
@@ -469,19 +465,22 @@ static const struct {
         {KVM_IOEVENTFD, ioeventfd},
         {KVM_REGISTER_COALESCED_MMIO, coalesced_add},
         {KVM_UNREGISTER_COALESCED_MMIO, coalesced_remove},
-        /* As with a kernel whose VM has no interrupt chips. */
-        {KVM_IRQ_LINE, no_chips},
-        {KVM_IRQ_LINE_STATUS, no_chips},
-        {KVM_GET_IRQCHIP, no_chips},
-        {KVM_SET_IRQCHIP, no_chips},
-        {KVM_GET_PIT, no_chips},
-        {KVM_SET_PIT, no_chips},
-        {KVM_GET_PIT2, no_chips},
-        {KVM_SET_PIT2, no_chips},
-        {KVM_REINJECT_CONTROL, no_chips},
-        {KVM_SET_GSI_ROUTING, no_routing},
-        {KVM_SIGNAL_MSI, no_routing},
-        {KVM_IRQFD, no_routing},
+        {KVM_CREATE_IRQCHIP, create_irqchip},
+        {KVM_CREATE_PIT, create_pit1},
+        {KVM_CREATE_PIT2, create_pit2},
+        {KVM_IRQ_LINE, irq_line},
+        {KVM_IRQ_LINE_STATUS, irq_line_status},
+        {KVM_GET_IRQCHIP, get_irqchip},
+        {KVM_SET_IRQCHIP, set_irqchip},
+        {KVM_GET_PIT2, get_pit2},
+        {KVM_SET_PIT2, set_pit2},
+        {KVM_REINJECT_CONTROL, reinject_control},
+        {KVM_SET_GSI_ROUTING, set_gsi_routing},
+        {KVM_SIGNAL_MSI, signal_msi},
+        {KVM_IRQFD, irqfd},
+        /* GAP(pit-state1): the first generation's state requests, which KVM_GET_PIT2 replaced in 2009. */
+        {KVM_GET_PIT, no_pit1},
+        {KVM_SET_PIT, no_pit1},
 };
 
 long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct made *made)

@@ -86,6 +86,8 @@ void run_end(struct kvm_vcpu *kv);
 /* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
  * handler must not run? If so the run is told to end with EXIT_INTR. */
 bool run_interrupted_by_signal(void);
+/* Did a signal come to this thread since run_begin()? */
+bool run_signalled(void);
 
 /* ---- the ioctl doors: file.c --------------------------------------------------------------------------------------
  */

@@ -12,18 +12,27 @@
 
 static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
 
+static _Thread_local volatile bool signalled __attribute__((tls_model("initial-exec")));
+
+bool run_signalled(void)
+{
+	return signalled;
+}
+
 bool run_interrupted_by_signal(void)
 {
 	struct vcpu *v = in_engine;
 
 	if (!v)
 		return false;
+	signalled = true;
 	atomic_fetch_or(&v->events, (u32)EV_SIGNAL);
 	return true;
 }
 
 void run_begin(struct kvm_vcpu *kv)
 {
+	signalled = false;
 	in_engine = &kv->cpu;
 	vm_enter(kv->cpu.vm);
 }

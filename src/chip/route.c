@@ -1,0 +1,201 @@
+/*
+ * route.c: the chips of a VM together: interrupt lines (GSIs) to pins and messages, timers, and who answers which
+ * address.
+ */
+#include "chip.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+u64 chip_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
+}
+
+struct chips *chips_create(const struct chip_ops *ops, void *owner, bool split)
+{
+	struct chips *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		return NULL;
+	c->gsi = calloc(GSI_MAX, sizeof(*c->gsi));
+	if (!c->gsi) {
+		free(c);
+		return NULL;
+	}
+	pthread_mutex_init(&c->lock, NULL);
+	c->ops = ops;
+	c->owner = owner;
+	c->split = split;
+	c->next_timer = NEVER;
+	for (unsigned n = 0; n < CHIP_VCPUS; n++) {
+		c->lapic[n].chips = c;
+		c->lapic[n].vcpu = n;
+		c->lapic[n].timer_at = NEVER;
+	}
+	ioapic_reset(&c->ioapic);
+	pic_reset(c);
+	c->pit.next = NEVER;
+	return c;
+}
+
+void chips_free(struct chips *c)
+{
+	pthread_mutex_destroy(&c->lock);
+	free(c->gsi);
+	free(c);
+}
+
+void routes_default(struct chips *c)
+{
+	memset(c->gsi, 0, GSI_MAX * sizeof(*c->gsi));
+	for (unsigned n = 0; n < IOAPIC_PINS; n++) {
+		c->gsi[n].e[c->gsi[n].n++] = (struct gsi_entry){.kind = GSI_IOAPIC, .pin = n};
+		if (n < 16)
+			c->gsi[n].e[c->gsi[n].n++] = (struct gsi_entry){.kind = GSI_PIC, .pin = n};
+	}
+	c->n_gsi = IOAPIC_PINS;
+}
+
+int msi_send_locked(struct chips *c, u64 addr, u32 data)
+{
+	struct ipi m = {.dest = addr >> 12 & 0xff,
+	                .vector = (u8)data,
+	                .mode = data >> 8 & 7,
+	                .logical = addr >> 2 & 1,
+	                .level = data >> 15 & 1,
+	                .assert = true};
+
+	/* x2APIC format of Linux' KVM: the high half of the address extends the destination. */
+	m.dest |= (u32)(addr >> 32) & 0xffffff00;
+	return ipi_send_locked(c, &m);
+}
+
+int gsi_set_locked(struct chips *c, unsigned gsi, unsigned source, bool level)
+{
+	int best = -1, rc;
+	bool was, now;
+
+	if (gsi >= GSI_MAX)
+		return -1;
+	was = c->gsi_level[gsi];
+	if (level)
+		c->gsi_level[gsi] |= (u8)(1u << source);
+	else
+		c->gsi_level[gsi] &= (u8) ~(1u << source);
+	now = c->gsi_level[gsi];
+	(void)was;
+	for (unsigned n = 0; n < c->gsi[gsi].n; n++) {
+		const struct gsi_entry *e = &c->gsi[gsi].e[n];
+
+		if (e->kind == GSI_PIC)
+			rc = pic_set_locked(c, e->pin, now);
+		else if (e->kind == GSI_IOAPIC)
+			rc = ioapic_set_locked(c, e->pin, now);
+		else
+			rc = level ? msi_send_locked(c, e->addr, e->data) : -1;
+		if (rc > best)
+			best = rc;
+	}
+	return best;
+}
+
+int gsi_set(struct chips *c, unsigned gsi, unsigned source, bool level)
+{
+	int rc;
+
+	pthread_mutex_lock(&c->lock);
+	rc = gsi_set_locked(c, gsi, source, level);
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+/* ---- timers ------------------------------------------------------------------------------------------------------ */
+
+static u64 earliest(const struct chips *c)
+{
+	u64 t = c->pit.next;
+
+	for (unsigned n = 0; n < c->n_lapic; n++)
+		if (c->lapic[n].timer_at < t)
+			t = c->lapic[n].timer_at;
+	return t;
+}
+
+void chips_timer_changed_locked(struct chips *c)
+{
+	u64 t = earliest(c), was = c->next_timer;
+
+	c->next_timer = t;
+	/* A later moment costs one wake-up too many, and no call now. */
+	if (t < was)
+		c->ops->timer(c->owner);
+}
+
+u64 chips_run_timers_locked(struct chips *c)
+{
+	u64 now = chip_now();
+
+	/* The caller looks at what is returned: nobody needs to be told of changes in here. */
+	c->next_timer = 0;
+	if (c->pit.next <= now)
+		pit_fire_locked(c, now);
+	for (unsigned n = 0; n < c->n_lapic; n++)
+		if (c->lapic[n].timer_at <= now)
+			lapic_timer_fire_locked(&c->lapic[n], now);
+	c->next_timer = earliest(c);
+	return c->next_timer;
+}
+
+/* ---- guest accesses ---------------------------------------------------------------------------------------------- */
+
+static bool is_pic(u16 port)
+{
+	return port == 0x20 || port == 0x21 || port == 0xa0 || port == 0xa1 || port == 0x4d0 || port == 0x4d1;
+}
+
+static bool is_pit(const struct pit *p, u16 port)
+{
+	return p->present && ((port >= 0x40 && port <= 0x43) || (port == 0x61 && p->speaker));
+}
+
+bool chips_pio(struct chips *c, bool in, u16 port, u32 size, u32 *val)
+{
+	bool pic = is_pic(port);
+
+	if (c->split || (!pic && !is_pit(&c->pit, port)))
+		return false;
+	pthread_mutex_lock(&c->lock);
+	if (size == 1) {
+		if (in)
+			*val = pic ? pic_read_locked(c, port) : pit_read_locked(c, port);
+		else if (pic)
+			pic_write_locked(c, port, (u8)*val);
+		else
+			pit_write_locked(c, port, (u8)*val);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return true;
+}
+
+bool chips_mmio(struct chips *c, bool read, u64 gpa, u32 len, u8 *data)
+{
+	u64 off = gpa - c->ioapic.base;
+	u32 val = 0;
+
+	if (c->split || off >= 0x100)
+		return false;
+	if (read) {
+		memset(data, 0, len);
+		val = ioapic_read(c, (u32)off & 0xf0);
+		memcpy(data, &val, len < 4 ? len : 4);
+	} else {
+		memcpy(&val, data, len < 4 ? len : 4);
+		ioapic_write(c, (u32)off & 0xf0, val);
+	}
+	return true;
+}

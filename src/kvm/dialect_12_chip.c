@@ -1,0 +1,884 @@
+/*
+ * dialect_12_chip.c: the interrupt chips of a VM (src/chip) in the interface's terms: creating them, lines, messages,
+ * routes, irqfds, their state, and the helper thread that waits for timers and irqfds.
+ *
+ * Invariants: chips are made before the first vCPU and live as long as the VM. The helper thread takes chips.lock only,
+ * never a VM's or vCPU's; it is joined before anything it uses goes. A vCPU that sleeps in HLT waits on the word of its
+ * events, so whoever sets a bit there and finds it asleep wakes it, and a signal handler needs no more than the bit.
+ *
+ * GAP(split-irqchip): KVM_CAP_SPLIT_IRQCHIP is not offered. GAP(chip-attributes): nor device attributes of chips.
+ */
+#define _GNU_SOURCE
+#include "dialect_12.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include "../base/sys.h"
+#include "../base/usercopy.h"
+
+/* Who drives a line: the client's KVM_IRQ_LINE, irqfds, the timer (SOURCE 2 in i8254.c). */
+#define SOURCE_CLIENT 0
+#define SOURCE_IRQFD 1
+
+struct irqfd {
+	int fd, resample; /* dups of the client's; resample -1: edges */
+	unsigned gsi;
+	struct irqfd *next;
+};
+
+struct chips12 {
+	struct chips *chips;
+	struct vm *vm;
+	pthread_t thread;
+	bool has_thread, stop; /* chips.lock */
+	int wake;              /* eventfd: the thread looks again */
+	struct irqfd *irqfd;   /* chips.lock */
+	unsigned n_irqfd, version;
+};
+
+struct chips *chips_of(const struct vm *vm)
+{
+	return vm->x12->chips ? vm->x12->chips->chips : NULL;
+}
+
+struct lapic *lapic_of(const struct vcpu *v)
+{
+	struct chips *c = chips_of(v->vm);
+
+	return c ? &c->lapic[v->id] : NULL;
+}
+
+/* ---- upcalls of the chips ---------------------------------------------------------------------------------------- */
+
+static struct kvm_vcpu *vcpu_at(void *owner, unsigned id)
+{
+	struct chips12 *x = owner;
+
+	return __atomic_load_n(&x->vm->vcpu[id], __ATOMIC_ACQUIRE);
+}
+
+void vcpu12_notify(struct kvm_vcpu *kv, u32 bits)
+{
+	atomic_fetch_or(&kv->cpu.events, bits);
+	if (atomic_load(&kv->x12->sleeping))
+		syscall(SYS_futex, &kv->cpu.events, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+static void up_kick(void *owner, unsigned id)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (kv)
+		vcpu12_notify(kv, EV_IRQ);
+}
+
+static void up_nmi(void *owner, unsigned id)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (!kv)
+		return;
+	kv->cpu.nmi_pending = true;
+	vcpu12_notify(kv, EV_NMI);
+}
+
+/* The vCPU leaves the engine and finds the latch. */
+static void latch(struct kvm_vcpu *kv, u32 what)
+{
+	if (!kv)
+		return;
+	atomic_fetch_or(&kv->x12->latch, what);
+	vcpu12_notify(kv, EV_SIGNAL);
+}
+
+static void up_init(void *owner, unsigned id)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (kv)
+		atomic_fetch_and(&kv->x12->latch, ~(u32)LATCH_SIPI);
+	latch(kv, LATCH_INIT);
+}
+
+static void up_sipi(void *owner, unsigned id, u8 vector)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (kv)
+		kv->x12->sipi_vector = vector;
+	latch(kv, LATCH_SIPI);
+}
+
+static u64 up_tsc(void *owner, unsigned id)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	return __rdtsc() + (kv ? (u64)kv->cpu.tsc_offset : 0);
+}
+
+static u64 up_tsc_time(void *owner, unsigned id, u64 tsc)
+{
+	s64 ahead = (s64)(tsc - up_tsc(owner, id));
+
+	if (ahead <= 0)
+		return chip_now();
+	return chip_now() + (u64)((u128)ahead * 1000000 / tsc_khz());
+}
+
+static void up_timer(void *owner)
+{
+	struct chips12 *x = owner;
+	u64 one = 1;
+	ssize_t ignored = write(x->wake, &one, sizeof(one));
+
+	(void)ignored;
+}
+
+static void up_acked(void *owner, unsigned chip, unsigned pin)
+{
+	struct chips12 *x = owner;
+	u64 one = 1;
+
+	for (struct irqfd *f = x->irqfd; f; f = f->next) {
+		const struct gsi *g = &x->chips->gsi[f->gsi];
+
+		if (f->resample < 0)
+			continue;
+		for (unsigned n = 0; n < g->n; n++)
+			if (g->e[n].kind == (enum gsi_kind)chip && g->e[n].pin == pin) {
+				ssize_t ignored;
+
+				gsi_set_locked(x->chips, f->gsi, SOURCE_IRQFD, false);
+				ignored = write(f->resample, &one, sizeof(one));
+				(void)ignored;
+			}
+	}
+}
+
+static void up_eoi(void *owner, unsigned id, u8 vector)
+{
+}
+
+static const struct chip_ops up = {
+        .kick = up_kick,
+        .nmi = up_nmi,
+        .init = up_init,
+        .sipi = up_sipi,
+        .tsc = up_tsc,
+        .tsc_time = up_tsc_time,
+        .timer = up_timer,
+        .acked = up_acked,
+        .eoi = up_eoi,
+};
+
+/* ---- the helper thread ------------------------------------------------------------------------------------------- */
+
+static void irqfd_fire(struct chips12 *x, struct irqfd *f)
+{
+	u64 count;
+
+	if (read(f->fd, &count, sizeof(count)) != sizeof(count))
+		return;
+	gsi_set_locked(x->chips, f->gsi, SOURCE_IRQFD, true);
+	if (f->resample < 0)
+		gsi_set_locked(x->chips, f->gsi, SOURCE_IRQFD, false);
+}
+
+/* Fills `p` with what to wait for: our wake-up, then the irqfds in list order. */
+static struct pollfd *poll_list(struct chips12 *x, struct pollfd *p, unsigned *n)
+{
+	struct pollfd *more = realloc(p, (x->n_irqfd + 1) * sizeof(*p));
+
+	if (!more)
+		return p;
+	*n = 0;
+	more[(*n)++] = (struct pollfd){.fd = x->wake, .events = POLLIN};
+	for (struct irqfd *f = x->irqfd; f; f = f->next)
+		more[(*n)++] = (struct pollfd){.fd = f->fd, .events = POLLIN};
+	return more;
+}
+
+static void *helper(void *arg)
+{
+	struct chips12 *x = arg;
+	struct chips *c = x->chips;
+	struct pollfd *p = NULL;
+	unsigned n = 0, version = ~0u;
+
+	pthread_mutex_lock(&c->lock);
+	while (!x->stop) {
+		u64 next = chips_run_timers_locked(c), now = chip_now(), count;
+		struct timespec t, *wait = NULL;
+
+		if (next != NEVER) {
+			u64 left = next > now ? next - now : 0;
+
+			t = (struct timespec){.tv_sec = (time_t)(left / 1000000000),
+			                      .tv_nsec = (long)(left % 1000000000)};
+			wait = &t;
+		}
+		if (version != x->version) {
+			p = poll_list(x, p, &n);
+			version = x->version;
+		}
+		pthread_mutex_unlock(&c->lock);
+		ppoll(p, n, wait, NULL);
+		pthread_mutex_lock(&c->lock);
+		if (n && (p[0].revents & POLLIN) && read(x->wake, &count, sizeof(count)) < 0)
+			continue;
+		/* A list that changed meanwhile is polled again: nothing is read for a number that may mean something
+		 * else. */
+		if (version == x->version) {
+			struct irqfd *f = x->irqfd;
+
+			for (unsigned k = 1; k < n && f; k++, f = f->next)
+				if (p[k].revents & POLLIN)
+					irqfd_fire(x, f);
+		}
+	}
+	pthread_mutex_unlock(&c->lock);
+	free(p);
+	return NULL;
+}
+
+static int start_helper(struct chips12 *x)
+{
+	sigset_t all, was;
+	int rc;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &was);
+	rc = pthread_create(&x->thread, NULL, helper, x);
+	pthread_sigmask(SIG_SETMASK, &was, NULL);
+	x->has_thread = rc == 0;
+	return -rc;
+}
+
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
+
+void chips12_free(struct vm12 *v)
+{
+	struct chips12 *x = v->chips;
+
+	if (!x)
+		return;
+	if (x->has_thread) {
+		pthread_mutex_lock(&x->chips->lock);
+		x->stop = true;
+		pthread_mutex_unlock(&x->chips->lock);
+		up_timer(x);
+		pthread_join(x->thread, NULL);
+	}
+	while (x->irqfd) {
+		struct irqfd *f = x->irqfd;
+
+		x->irqfd = f->next;
+		sys_close(f->fd);
+		if (f->resample >= 0)
+			sys_close(f->resample);
+		free(f);
+	}
+	if (x->wake >= 0)
+		sys_close(x->wake);
+	if (x->chips)
+		chips_free(x->chips);
+	free(x);
+	v->chips = NULL;
+}
+
+static int create_locked(struct vm *vm)
+{
+	struct chips12 *x;
+	int rc;
+
+	if (vm->x12->chips)
+		return -EEXIST;
+	if (vm->x12->has_vcpu)
+		return -EINVAL;
+	x = calloc(1, sizeof(*x));
+	if (!x)
+		return -ENOMEM;
+	x->vm = vm;
+	x->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	x->chips = x->wake < 0 ? NULL : chips_create(&up, x, false);
+	rc = x->chips ? 0 : -ENOMEM;
+	if (rc == 0) {
+		routes_default(x->chips);
+		rc = start_helper(x);
+	}
+	vm->x12->chips = x;
+	if (rc < 0)
+		chips12_free(vm->x12);
+	return rc;
+}
+
+long create_irqchip(struct vm *vm, unsigned long arg)
+{
+	long rc;
+
+	pthread_mutex_lock(&vm->lock);
+	rc = create_locked(vm);
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
+}
+
+static long create_pit(struct vm *vm, bool speaker)
+{
+	struct chips *c;
+	long rc = -ENOENT;
+
+	pthread_mutex_lock(&vm->lock);
+	c = chips_of(vm);
+	if (c) {
+		pthread_mutex_lock(&c->lock);
+		rc = c->pit.present ? -EEXIST : 0;
+		if (rc == 0) {
+			c->pit.present = true;
+			c->pit.speaker = speaker;
+			pit_reset(&c->pit);
+		}
+		pthread_mutex_unlock(&c->lock);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
+}
+
+long create_pit1(struct vm *vm, unsigned long arg)
+{
+	return create_pit(vm, true);
+}
+
+long create_pit2(struct vm *vm, unsigned long arg)
+{
+	struct kvm_pit_config cfg;
+	long rc = user_read(&cfg, (void *)arg, sizeof(cfg));
+
+	return rc < 0 ? rc : create_pit(vm, cfg.flags & KVM_PIT_SPEAKER_DUMMY);
+}
+
+void chips12_add_vcpu(struct kvm_vcpu *kv)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+
+	if (!l)
+		return;
+	pthread_mutex_lock(&l->chips->lock);
+	l->x2id = kv->cpu.id;
+	l->enabled = kv->cpu.apic_base & APIC_BASE_ENABLE;
+	l->bsp = kv->cpu.apic_base & APIC_BASE_BSP;
+	lapic_reset_locked(l, false);
+	l->present = true;
+	if (kv->cpu.id >= l->chips->n_lapic)
+		l->chips->n_lapic = kv->cpu.id + 1;
+	pthread_mutex_unlock(&l->chips->lock);
+}
+
+/* ---- lines, messages, routes ------------------------------------------------------------------------------------- */
+
+static long irq_line_common(struct vm *vm, unsigned long arg, bool status)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_irq_level irq;
+	long rc = user_read(&irq, (void *)arg, sizeof(irq));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	irq.status = gsi_set(c, irq.irq, SOURCE_CLIENT, irq.level != 0);
+	return status ? user_write((void *)arg, &irq, sizeof(irq)) : 0;
+}
+
+long irq_line(struct vm *vm, unsigned long arg)
+{
+	return irq_line_common(vm, arg, false);
+}
+
+long irq_line_status(struct vm *vm, unsigned long arg)
+{
+	return irq_line_common(vm, arg, true);
+}
+
+long signal_msi(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_msi m;
+	int sent;
+	long rc = user_read(&m, (void *)arg, sizeof(m));
+
+	if (rc < 0)
+		return rc;
+	if (!c || m.flags)
+		return -EINVAL;
+	pthread_mutex_lock(&c->lock);
+	sent = msi_send_locked(c, m.address_lo | (u64)m.address_hi << 32, m.data);
+	pthread_mutex_unlock(&c->lock);
+	return sent;
+}
+
+static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r)
+{
+	struct gsi_entry e = {0};
+	struct gsi *g;
+
+	if (r->gsi >= GSI_MAX)
+		return -EINVAL;
+	g = &table[r->gsi];
+	switch (r->type) {
+	case KVM_IRQ_ROUTING_IRQCHIP:
+		if (r->flags)
+			return -EINVAL;
+		e.pin = r->u.irqchip.pin;
+		e.kind = r->u.irqchip.irqchip == KVM_IRQCHIP_IOAPIC ? GSI_IOAPIC : GSI_PIC;
+		if (r->u.irqchip.irqchip == KVM_IRQCHIP_PIC_SLAVE)
+			e.pin += 8;
+		if (r->u.irqchip.irqchip > KVM_IRQCHIP_IOAPIC || e.pin >= (e.kind == GSI_PIC ? 16 : IOAPIC_PINS))
+			return -EINVAL;
+		break;
+	case KVM_IRQ_ROUTING_MSI:
+		if (r->flags & ~(u32)KVM_MSI_VALID_DEVID)
+			return -EINVAL;
+		e.kind = GSI_MSI;
+		e.addr = r->u.msi.address_lo | (u64)r->u.msi.address_hi << 32;
+		e.data = r->u.msi.data;
+		break;
+	default:
+		return -EINVAL;
+	}
+	/* One entry a chip. */
+	for (unsigned n = 0; n < g->n; n++)
+		if (e.kind == GSI_MSI || g->e[n].kind == GSI_MSI || g->e[n].kind == e.kind)
+			return -EINVAL;
+	if (g->n == ARRAY_SIZE(g->e))
+		return -EINVAL;
+	g->e[g->n++] = e;
+	return 0;
+}
+
+long set_gsi_routing(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_irq_routing_entry *e = NULL;
+	struct gsi *table = NULL, *old;
+	struct kvm_irq_routing head;
+	long rc = user_read(&head, (void *)arg, sizeof(head));
+
+	if (rc < 0)
+		return rc;
+	if (!c || head.nr > GSI_MAX || head.flags)
+		return -EINVAL;
+	e = calloc(head.nr + 1, sizeof(*e));
+	table = calloc(GSI_MAX, sizeof(*table));
+	rc = -ENOMEM;
+	if (!e || !table)
+		goto out;
+	rc = user_read(e, (u8 *)arg + sizeof(head), head.nr * sizeof(*e));
+	for (unsigned n = 0; rc == 0 && n < head.nr; n++)
+		rc = route_one(table, &e[n]);
+	if (rc < 0)
+		goto out;
+	pthread_mutex_lock(&c->lock);
+	old = c->gsi;
+	c->gsi = table;
+	table = old;
+	pthread_mutex_unlock(&c->lock);
+out:
+	free(table);
+	free(e);
+	return rc;
+}
+
+static int irqfd_remove(struct chips12 *x, const struct kvm_irqfd *a)
+{
+	for (struct irqfd **at = &x->irqfd; *at;) {
+		struct irqfd *f = *at;
+
+		if (f->gsi != a->gsi || syscall(SYS_kcmp, getpid(), getpid(), 0, f->fd, a->fd) != 0) {
+			at = &f->next;
+			continue;
+		}
+		*at = f->next;
+		sys_close(f->fd);
+		if (f->resample >= 0)
+			sys_close(f->resample);
+		free(f);
+		x->n_irqfd--;
+		x->version++;
+	}
+	return 0;
+}
+
+static int irqfd_add(struct chips12 *x, const struct kvm_irqfd *a)
+{
+	struct irqfd *f = calloc(1, sizeof(*f));
+
+	if (!f)
+		return -ENOMEM;
+	f->gsi = a->gsi;
+	f->resample = -1;
+	f->fd = fcntl(a->fd, F_DUPFD_CLOEXEC, 3);
+	if (a->flags & KVM_IRQFD_FLAG_RESAMPLE)
+		f->resample = fcntl((int)a->resamplefd, F_DUPFD_CLOEXEC, 3);
+	if (f->fd < 0 || ((a->flags & KVM_IRQFD_FLAG_RESAMPLE) && f->resample < 0)) {
+		if (f->fd >= 0)
+			sys_close(f->fd);
+		free(f);
+		return -EBADF;
+	}
+	f->next = x->irqfd;
+	x->irqfd = f;
+	x->n_irqfd++;
+	x->version++;
+	return 0;
+}
+
+long irqfd(struct vm *vm, unsigned long arg)
+{
+	struct chips12 *x = vm->x12->chips;
+	struct kvm_irqfd a;
+	long rc = user_read(&a, (void *)arg, sizeof(a));
+
+	if (rc < 0)
+		return rc;
+	if (a.flags & ~(u32)(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE))
+		return -EINVAL;
+	if (!x)
+		return a.flags & KVM_IRQFD_FLAG_DEASSIGN ? 0 : -EINVAL;
+	if (a.gsi >= GSI_MAX)
+		return -EINVAL;
+	if (fcntl((int)a.fd, F_GETFD) < 0)
+		return -EBADF;
+	if (!is_eventfd((int)a.fd))
+		return -EINVAL;
+	pthread_mutex_lock(&x->chips->lock);
+	rc = a.flags & KVM_IRQFD_FLAG_DEASSIGN ? irqfd_remove(x, &a) : irqfd_add(x, &a);
+	pthread_mutex_unlock(&x->chips->lock);
+	up_timer(x);
+	return rc;
+}
+
+/* ---- state ------------------------------------------------------------------------------------------------------- */
+
+static void pic_out(const struct pic *p, struct kvm_pic_state *s)
+{
+	*s = (struct kvm_pic_state){.last_irr = p->last,
+	                            .irr = p->irr,
+	                            .imr = p->imr,
+	                            .isr = p->isr,
+	                            .priority_add = p->prio,
+	                            .irq_base = p->base,
+	                            .read_reg_select = p->read_isr,
+	                            .poll = p->poll,
+	                            .special_mask = p->special_mask,
+	                            .init_state = p->icw_step ? (u8)(p->icw_step - 1) : 0,
+	                            .auto_eoi = p->auto_eoi,
+	                            .rotate_on_auto_eoi = p->rotate_aeoi,
+	                            .special_fully_nested_mode = p->nested,
+	                            .init4 = p->need_icw4,
+	                            .elcr = p->elcr,
+	                            .elcr_mask = p->elcr_mask};
+}
+
+static void pic_in(struct pic *p, const struct kvm_pic_state *s)
+{
+	p->last = s->last_irr;
+	p->irr = s->irr;
+	p->imr = s->imr;
+	p->isr = s->isr;
+	p->prio = s->priority_add & 7;
+	p->base = s->irq_base;
+	p->read_isr = s->read_reg_select;
+	p->poll = s->poll;
+	p->special_mask = s->special_mask;
+	p->icw_step = s->init_state & 3 ? (u8)((s->init_state & 3) + 1) : 0;
+	p->auto_eoi = s->auto_eoi;
+	p->rotate_aeoi = s->rotate_on_auto_eoi;
+	p->nested = s->special_fully_nested_mode;
+	p->need_icw4 = s->init4;
+	p->elcr = s->elcr;
+	p->elcr_mask = s->elcr_mask;
+}
+
+long get_irqchip(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_irqchip k;
+	long rc = user_read(&k, (void *)arg, sizeof(k));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
+		return -EINVAL;
+	pthread_mutex_lock(&c->lock);
+	if (k.chip_id == KVM_IRQCHIP_IOAPIC) {
+		struct kvm_ioapic_state *s = &k.chip.ioapic;
+
+		s->base_address = c->ioapic.base;
+		s->ioregsel = c->ioapic.select;
+		s->id = c->ioapic.id;
+		s->irr = c->ioapic.irr;
+		s->pad = 0;
+		for (unsigned n = 0; n < IOAPIC_PINS; n++)
+			s->redirtbl[n].bits = c->ioapic.redir[n];
+	} else {
+		pic_out(&c->pic[k.chip_id], &k.chip.pic);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return user_write((void *)arg, &k, sizeof(k));
+}
+
+long set_irqchip(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_irqchip k;
+	long rc = user_read(&k, (void *)arg, sizeof(k));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
+		return -EINVAL;
+	pthread_mutex_lock(&c->lock);
+	if (k.chip_id == KVM_IRQCHIP_IOAPIC) {
+		c->ioapic.base = k.chip.ioapic.base_address;
+		c->ioapic.select = k.chip.ioapic.ioregsel & 0xff;
+		c->ioapic.id = k.chip.ioapic.id;
+		c->ioapic.irr = k.chip.ioapic.irr & (BIT(IOAPIC_PINS) - 1);
+		c->ioapic.level = 0;
+		for (unsigned n = 0; n < IOAPIC_PINS; n++)
+			c->ioapic.redir[n] = k.chip.ioapic.redirtbl[n].bits;
+		ioapic_changed_locked(c);
+	} else {
+		pic_in(&c->pic[k.chip_id], &k.chip.pic);
+		pic_update_locked(c);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return 0;
+}
+
+long get_pit2(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_pit_state2 s = {0};
+
+	if (!c || !c->pit.present)
+		return -ENXIO;
+	pthread_mutex_lock(&c->lock);
+	for (unsigned n = 0; n < 3; n++) {
+		const struct pit_counter *k = &c->pit.c[n];
+
+		s.channels[n] = (struct kvm_pit_channel_state){.count = k->count,
+		                                               .latched_count = k->latch,
+		                                               .count_latched = k->latched,
+		                                               .status_latched = k->status_latched,
+		                                               .status = k->status,
+		                                               .read_state = k->rw_read,
+		                                               .write_state = k->rw_write,
+		                                               .write_latch = k->write_low,
+		                                               .rw_mode = k->rw,
+		                                               .mode = k->mode,
+		                                               .bcd = k->bcd,
+		                                               .gate = k->gate,
+		                                               .count_load_time = (s64)k->start};
+	}
+	s.flags = c->pit.speaker && c->pit.out2 ? KVM_PIT_FLAGS_SPEAKER_DATA_ON : 0;
+	pthread_mutex_unlock(&c->lock);
+	return user_write((void *)arg, &s, sizeof(s));
+}
+
+long set_pit2(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_pit_state2 s;
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (!c || !c->pit.present)
+		return -ENXIO;
+	pthread_mutex_lock(&c->lock);
+	for (unsigned n = 0; n < 3; n++) {
+		const struct kvm_pit_channel_state *in = &s.channels[n];
+		struct pit_counter *k = &c->pit.c[n];
+
+		k->latch = in->latched_count;
+		k->latched = in->count_latched;
+		k->status_latched = in->status_latched;
+		k->status = in->status;
+		k->rw_read = in->read_state;
+		k->rw_write = in->write_state;
+		k->write_low = in->write_latch;
+		k->rw = in->rw_mode;
+		k->mode = in->mode;
+		k->bcd = in->bcd;
+		k->gate = in->gate;
+		pit_load_locked(c, n, in->count, chip_now());
+	}
+	c->pit.out2 = s.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON;
+	pthread_mutex_unlock(&c->lock);
+	return 0;
+}
+
+long reinject_control(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = chips_of(vm);
+
+	/* GAP(pit-reinject): ticks that came while one was pending are never made up for. */
+	return c && c->pit.present ? 0 : -ENXIO;
+}
+
+long get_lapic(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+	struct kvm_lapic_state s = {0};
+
+	if (!l)
+		return -EINVAL;
+	pthread_mutex_lock(&l->chips->lock);
+	for (u32 n = 0; n < LAPIC_REGS; n++) {
+		u32 val = l->reg[n];
+
+		if (n == LAPIC_PPR || n == LAPIC_TIMER_NOW)
+			lapic_read_locked(l, n, &val);
+		memcpy(s.regs + n * 16, &val, 4);
+	}
+	pthread_mutex_unlock(&l->chips->lock);
+	return user_write((void *)arg, &s, sizeof(s));
+}
+
+long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+	struct kvm_lapic_state s;
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (!l)
+		return -EINVAL;
+	pthread_mutex_lock(&l->chips->lock);
+	for (u32 n = 0; n < LAPIC_REGS; n++)
+		memcpy(&l->reg[n], s.regs + n * 16, 4);
+	l->timer_at = NEVER;
+	/* The count goes on from where it was. */
+	if (l->reg[LAPIC_TIMER_INIT])
+		lapic_write_locked(l, LAPIC_TIMER_INIT, l->reg[LAPIC_TIMER_INIT]);
+	lapic_changed_locked(l);
+	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
+	pthread_mutex_unlock(&l->chips->lock);
+	return 0;
+}
+
+/* ---- the guest's accesses ---------------------------------------------------------------------------------------- */
+
+bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
+{
+	struct lapic *l = lapic_of(v);
+	u64 off = gpa - (v->apic_base & ~0xfffull & ((1ull << 52) - 1));
+	u32 val = 0;
+
+	if (!l)
+		return false;
+	if (!(off < 0x1000 && l->enabled && !l->x2apic))
+		return chips_mmio(l->chips, read, gpa, len, data);
+	pthread_mutex_lock(&l->chips->lock);
+	if (read) {
+		memset(data, 0, len);
+		if ((off & 15) + len <= 4) {
+			lapic_read_locked(l, (u32)off >> 4, &val);
+			memcpy(data, (u8 *)&val + (off & 15), len);
+		}
+	} else if (!(off & 15) && len == 4) {
+		memcpy(&val, data, 4);
+		lapic_write_locked(l, (u32)off >> 4, val);
+	}
+	v->cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
+	pthread_mutex_unlock(&l->chips->lock);
+	return true;
+}
+
+/* ---- HLT, INIT, SIPI --------------------------------------------------------------------------------------------- */
+
+static void take_init(struct kvm_vcpu *kv)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+
+	pthread_mutex_lock(&l->chips->lock);
+	lapic_reset_locked(l, true);
+	pthread_mutex_unlock(&l->chips->lock);
+	vcpu12_reset(kv, true);
+	kv->x12->mp_state = l->bsp ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
+}
+
+static void take_sipi(struct kvm_vcpu *kv)
+{
+	struct vcpu *v = &kv->cpu;
+
+	v->seg[SEG_CS].sel = (u16)(kv->x12->sipi_vector << 8);
+	v->seg[SEG_CS].base = (u64)kv->x12->sipi_vector << 12;
+	v->r[R_RIP] = 0;
+	cpu_update(v);
+	kv->x12->mp_state = KVM_MP_STATE_RUNNABLE;
+}
+
+static void take_latch(struct kvm_vcpu *kv)
+{
+	u32 what = atomic_exchange(&kv->x12->latch, 0);
+
+	if (what & LATCH_INIT)
+		take_init(kv);
+	if ((what & LATCH_SIPI) && kv->x12->mp_state == KVM_MP_STATE_INIT_RECEIVED)
+		take_sipi(kv);
+}
+
+static bool wakes(struct kvm_vcpu *kv)
+{
+	struct vcpu *v = &kv->cpu;
+
+	if (v->nmi_pending && !v->nmi_masked)
+		return true;
+	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
+}
+
+bool vcpu12_wait(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+
+	for (;;) {
+		u32 ev;
+
+		if (run_signalled())
+			return false;
+		/* Cleared first: whoever comes from now on changes the word that we wait on. */
+		atomic_store(&x->sleeping, true);
+		atomic_fetch_and(&v->events, ~(u32)(EV_IRQ | EV_SIGNAL));
+		ev = atomic_load(&v->events);
+		if (atomic_load(&x->latch))
+			take_latch(kv);
+		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv))
+			x->mp_state = KVM_MP_STATE_RUNNABLE;
+		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
+			atomic_store(&x->sleeping, false);
+			atomic_fetch_or(&v->events, (u32)EV_IRQ);
+			return !run_signalled();
+		}
+		if (!run_signalled()) {
+			vm_leave(v->vm);
+			syscall(SYS_futex, &v->events, FUTEX_WAIT_PRIVATE, ev, NULL, NULL, 0);
+			vm_enter(v->vm);
+		}
+		atomic_store(&x->sleeping, false);
+	}
+}

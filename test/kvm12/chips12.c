@@ -1,0 +1,203 @@
+/*
+ * chips12.c: the interrupt chips behind KVM_CREATE_IRQCHIP, seen from a client and a small guest. The same program runs
+ * on Linux' KVM.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "client12.h"
+#include "test.h"
+
+/* As guest_open(), with chips and a timer. */
+static int chips_open(struct guest *g)
+{
+	struct kvm_pit_config pit = {0};
+
+	memset(g, 0, sizeof(*g));
+	g->size = 0x10000;
+	g->kvm = kopen();
+	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
+	if (kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0 || kioctl(g->vm, KVM_CREATE_PIT2, &pit) < 0)
+		return -1;
+	g->ram = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (region(g->vm, 0, 0, 0, g->size, g->ram) < 0)
+		return -1;
+	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
+	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
+	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
+}
+
+/* At 0x1000: both i8259 set up with vectors from 0x20, all lines open; sti; port 0x10; hlt; jmp back to the hlt. The
+ * handler of vector 0x20 + n says so on port 0x40 + n: stubs at 0x1100 + 16 * n, EOI to both. */
+static void guest_code(struct guest *g)
+{
+	static const uint8_t icw[][2] = {{0x20, 0x11}, {0x21, 0x20}, {0x21, 4}, {0x21, 1}, {0xa0, 0x11},
+	                                 {0xa1, 0x28}, {0xa1, 2},    {0xa1, 1}, {0x21, 0}, {0xa1, 0}};
+	uint8_t *p = g->ram + 0x1000;
+
+	for (unsigned n = 0; n < sizeof(icw) / 2; n++) {
+		const uint8_t code[] = {0xb0, icw[n][1], 0xe6, icw[n][0]};
+
+		memcpy(p, code, 4);
+		p += 4;
+	}
+	memcpy(p, "\xfb\xe6\x10\xf4\xeb\xfd", 6);
+	for (unsigned n = 0; n < 16; n++) {
+		/* mov al, 0x20; out 0x20, al; out 0xa0, al; out 0x40 + n, al; iret */
+		const uint8_t stub[] = {0xb0, 0x20, 0xe6, 0x20, 0xe6, 0xa0, 0xe6, (uint8_t)(0x80 + n), 0xcf};
+		const uint8_t vec[] = {(uint8_t)(n * 16), 0x11, 0, 0};
+
+		memcpy(g->ram + 0x1100 + 16 * n, stub, sizeof(stub));
+		memcpy(g->ram + 4 * (0x20 + n), vec, 4);
+	}
+}
+
+static void nothing(int sig)
+{
+}
+
+static int line(struct guest *g, unsigned gsi, unsigned level)
+{
+	struct kvm_irq_level l = {.irq = gsi, .level = level};
+
+	return kioctl(g->vm, KVM_IRQ_LINE, &l);
+}
+
+TEST(lines_wake_a_halted_vcpu)
+{
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	guest_code(&g);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(g.run->io.port, 0x10);
+	CHECK_EQ(line(&g, 5, 1), 0);
+	CHECK_EQ(line(&g, 5, 0), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x85);
+	CHECK_EQ(line(&g, 12, 1), 0);
+	CHECK_EQ(line(&g, 12, 0), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x8c);
+	guest_close(&g);
+}
+
+TEST(irqfd_wakes)
+{
+	struct guest g;
+	struct kvm_irqfd f = {.gsi = 9};
+	uint64_t one = 1;
+
+	CHECK_EQ(chips_open(&g), 0);
+	guest_code(&g);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	f.fd = (unsigned)eventfd(0, EFD_NONBLOCK);
+	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(write((int)f.fd, &one, 8), 8);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x89);
+	f.flags = KVM_IRQFD_FLAG_DEASSIGN;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
+	close((int)f.fd);
+	guest_close(&g);
+}
+
+TEST(signal_ends_hlt)
+{
+	struct guest g;
+	struct itimerspec it = {.it_value.tv_nsec = 20000000, .it_interval.tv_nsec = 20000000};
+	struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
+	timer_t t;
+
+	CHECK_EQ(chips_open(&g), 0);
+	guest_code(&g);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	signal(SIGALRM, nothing);
+	timer_create(CLOCK_MONOTONIC, &ev, &t);
+	timer_settime(t, 0, &it, NULL);
+	CHECK_ERR(guest_run(&g), EINTR);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_INTR);
+	timer_delete(t);
+	guest_close(&g);
+}
+
+/* Counter 0 of the i8254 in mode 2, 1 ms: its interrupts come at line 0. */
+TEST(pit_ticks)
+{
+	struct guest g;
+	struct timespec a, b;
+	double ms;
+
+	CHECK_EQ(chips_open(&g), 0);
+	guest_code(&g);
+	/* before all: mov al, 0x34; out 0x43, al; mov al, 0xa9; out 0x40, al; mov al, 4; out 0x40, al; jmp 0x1000 */
+	CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+	CHECK_EQ(guest_start16(&g, 0x800), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x10);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x80);
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	for (unsigned n = 0; n < 50; n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x80);
+	}
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	ms = (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
+	CHECK(ms > 40);
+	guest_close(&g);
+}
+
+TEST(state_round_trip)
+{
+	struct kvm_irqchip c = {.chip_id = KVM_IRQCHIP_IOAPIC}, c2;
+	struct kvm_lapic_state *l = malloc(sizeof(*l)), *l2 = malloc(sizeof(*l));
+	struct kvm_mp_state mp;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_ERR(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), EEXIST);
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c), 0);
+	CHECK_EQ(c.chip.ioapic.base_address, 0xfec00000);
+	c.chip.ioapic.redirtbl[3].bits = 0x10055;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_IRQCHIP, &c), 0);
+	c2 = c;
+	c2.chip.ioapic.redirtbl[3].bits = 0;
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c2), 0);
+	CHECK_EQ(c2.chip.ioapic.redirtbl[3].bits, 0x10055);
+	c.chip_id = 3;
+	CHECK_ERR(kioctl(g.vm, KVM_GET_IRQCHIP, &c), EINVAL);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, l), 0);
+	l->regs[0x80] = 0x40;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, l), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, l2), 0);
+	CHECK_EQ(l2->regs[0x80], 0x40);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_MP_STATE, &mp), 0);
+	CHECK_EQ(mp.mp_state, KVM_MP_STATE_RUNNABLE);
+	free(l);
+	free(l2);
+	guest_close(&g);
+}
+
+/* VMs with chips come and go without leaving threads or memory behind. */
+TEST(many_vms)
+{
+	for (unsigned n = 0; n < 100; n++) {
+		struct guest g;
+
+		CHECK_EQ(chips_open(&g), 0);
+		guest_close(&g);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv);
+}
