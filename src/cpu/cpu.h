@@ -198,8 +198,10 @@ struct vcpu {
 	bool nmi_pending;
 	u8 excp_ext;     /* EXT bit for error codes: 1 while an event that no instruction asked for is delivered */
 	bool dbg_active; /* derived by dbg_update(): some breakpoint, or the client single-steps */
-	bool rf_fresh;   /* the current instruction has just set RF: it covers the next one */
-	bool tf_done;    /* the current instruction settled its own single-step trap (INT n, SYSCALL, task switch) */
+	bool mid_rep;    /* the repetition at mid_rep_rip has paused: an interrupt there pushes RF = 1 */
+	u64 mid_rep_rip;
+	bool rf_fresh; /* the current instruction has just set RF: it covers the next one */
+	bool tf_done;  /* the current instruction settled its own single-step trap (INT n, SYSCALL, task switch) */
 
 	/* MSRs */
 	u64 star, lstar, cstar, sfmask, kernel_gs_base;

@@ -71,10 +71,12 @@ static u64 return_rip(const struct vcpu *v, const struct event *e)
 }
 
 /* The RFLAGS image to push. SDM vol. 3, 17.3.1.1: faults push RF = 1, so that a breakpoint on the instruction does not
- * hit again; an instruction breakpoint's own #DB does not. GAP(rf-rep): interrupts within a REP push RF as it is. */
+ * hit again; an instruction breakpoint's own #DB does not; interrupts within a repetition do. */
 static u64 pushed_flags(const struct vcpu *v, const struct event *e)
 {
 	if (e->kind == EVENT_FAULT && e->vector != EXC_DB && e->vector != EXC_DF)
+		return v->rflags | FLAGS_RF;
+	if ((e->kind == EVENT_INTR || e->kind == EVENT_NMI) && v->mid_rep && v->mid_rep_rip == v->r[R_RIP])
 		return v->rflags | FLAGS_RF;
 	if (e->kind == EVENT_INTR || e->kind == EVENT_NMI || e->kind == EVENT_FAULT)
 		return v->rflags;

@@ -140,6 +140,14 @@ static void copy(u8 *d, const u8 *s, unsigned size, u64 bytes)
 		memmove(d, s, bytes);
 }
 
+/* The repetition goes on at the same RIP, after whatever the loop finds to do. */
+static int pause_here(struct vcpu *v)
+{
+	v->mid_rep = true;
+	v->mid_rep_rip = v->r[R_RIP];
+	return STEP_JUMP;
+}
+
 /*
  * The frame of every handler: `left` elements to do (1 without REP), one or more a turn. A turn that is not the last
  * pauses when it must.
@@ -153,6 +161,7 @@ static void copy(u8 *d, const u8 *s, unsigned size, u64 bytes)
 	int rc;                                                                                                        \
                                                                                                                        \
 	(void)budget;                                                                                                  \
+	v->mid_rep = false;                                                                                            \
 	if (!left)                                                                                                     \
 		return STEP_OK;
 
@@ -165,7 +174,7 @@ static void copy(u8 *d, const u8 *s, unsigned size, u64 bytes)
 	if (!left)                                                                                                     \
 		return STEP_OK;                                                                                        \
 	if (must_pause(v))                                                                                             \
-		return STEP_JUMP;
+		return pause_here(v);
 
 #define CAN_BULK (rep && !down && left > 1 && !v->stepping)
 

@@ -664,6 +664,51 @@ TEST(interrupt_instead_of_hlt_exit)
 	guest_close(&g);
 }
 
+/* An interrupt that comes in the middle of a repetition pushes RF = 1, one that comes after it does not. */
+TEST(interrupt_within_a_repetition)
+{
+	struct guest g;
+	struct kvm_regs r;
+	struct kvm_sregs s = {0};
+	uint64_t *gdt, *idt;
+
+	CHECK_EQ(guest_open(&g, 0x200000), 0);
+	CHECK_EQ(guest_start64(&g, 0x2000), 0);
+	gdt = (uint64_t *)(void *)(g.ram + 0x5000);
+	gdt[1] = 0x00af9b000000ffffull;
+	gdt[2] = 0x00cf93000000ffffull;
+	idt = (uint64_t *)(void *)(g.ram + 0x6000);
+	idt[2 * 0x20] = 0x2600 | 8ull << 16 | 0x8e00ull << 32;
+	kioctl(g.fd, KVM_GET_SREGS, &s);
+	s.gdt.base = 0x5000;
+	s.gdt.limit = 23;
+	s.idt.base = 0x6000;
+	s.idt.limit = 0xfff;
+	kioctl(g.fd, KVM_SET_SREGS, &s);
+	/* mov esi, 0x100000; mov ecx, 0x80000; sti; rep lodsb (in the shadow); hlt */
+	CODE(&g, 0x2000, 0xbe, 0, 0, 0x10, 0, 0xb9, 0, 0, 8, 0, 0xfb, 0xf3, 0xac, 0xf4);
+	CODE(&g, 0x2600, 0x48, 0x8b, 0x5c, 0x24, 0x10, 0xf4); /* mov rbx, [rsp+16]; hlt */
+	CHECK_EQ(inject(&g, 0x20), 0);
+	halts(&g);
+	regs_get(&g, &r);
+	CHECK_EQ(r.rip, 0x2606);
+	CHECK(r.rcx > 0 && r.rcx < 0x80000);
+	CHECK_EQ(r.rbx >> 16 & 1, 1);
+	/* mov ecx, 1; sti; rep lodsb: complete when the interrupt comes */
+	CODE(&g, 0x2000, 0xb9, 1, 0, 0, 0, 0xfb, 0xf3, 0xac, 0xf4);
+	CHECK_EQ(guest_start64(&g, 0x2000), 0);
+	kioctl(g.fd, KVM_SET_SREGS, &s);
+	regs_get(&g, &r);
+	r.rsi = 0x100000;
+	regs_set(&g, &r);
+	CHECK_EQ(inject(&g, 0x20), 0);
+	halts(&g);
+	regs_get(&g, &r);
+	CHECK_EQ(r.rip, 0x2606);
+	CHECK_EQ(r.rbx >> 16 & 1, 0);
+	guest_close(&g);
+}
+
 /* ---- translate, debug
  * ---------------------------------------------------------------------------------------------------------- */
 
