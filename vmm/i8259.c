@@ -30,7 +30,7 @@ static unsigned highest(const struct i8259_chip *c, uint8_t bits)
 }
 
 /* The line to be serviced, or -1. */
-static int request(const struct i8259_chip *c, bool master)
+static int request(const struct i8259_chip *c)
 {
 	unsigned want = highest(c, (uint8_t)(c->irr & ~c->imr));
 	uint8_t served = c->isr;
@@ -40,7 +40,6 @@ static int request(const struct i8259_chip *c, bool master)
 		return -1;
 	if (c->special_mask)
 		served &= (uint8_t)~c->imr;
-	(void)master;
 	in_service = highest(c, served);
 	return want < in_service ? (int)((want + c->priority) & 7) : -1;
 }
@@ -66,7 +65,7 @@ static void chip_set(struct i8259_chip *c, unsigned line, bool level)
 static void cascade(struct i8259 *pic)
 {
 	chip_set(&pic->chip[0], CASCADE, false);
-	if (request(&pic->chip[1], false) >= 0)
+	if (request(&pic->chip[1]) >= 0)
 		chip_set(&pic->chip[0], CASCADE, true);
 }
 
@@ -78,7 +77,7 @@ void i8259_set_irq(struct i8259 *pic, unsigned irq, bool level)
 
 bool i8259_pending(const struct i8259 *pic)
 {
-	return request(&pic->chip[0], true) >= 0;
+	return request(&pic->chip[0]) >= 0;
 }
 
 static void chip_ack(struct i8259_chip *c, unsigned line)
@@ -97,7 +96,7 @@ static void chip_ack(struct i8259_chip *c, unsigned line)
 
 uint8_t i8259_ack(struct i8259 *pic)
 {
-	int line = request(&pic->chip[0], true);
+	int line = request(&pic->chip[0]);
 	uint8_t vector;
 
 	/* A request that vanished is answered with the spurious line 7. */
@@ -106,7 +105,7 @@ uint8_t i8259_ack(struct i8259 *pic)
 	chip_ack(&pic->chip[0], (unsigned)line);
 	vector = (uint8_t)(pic->chip[0].vector_base + line);
 	if (line == CASCADE) {
-		int second = request(&pic->chip[1], false);
+		int second = request(&pic->chip[1]);
 
 		if (second >= 0)
 			chip_ack(&pic->chip[1], (unsigned)second);
@@ -222,7 +221,7 @@ uint8_t i8259_in(struct i8259 *pic, uint16_t port)
 	if (port >= 0x4d0)
 		return pic->chip[port & 1].elcr;
 	if (c->poll) {
-		int line = request(c, c == &pic->chip[0]);
+		int line = request(c);
 
 		c->poll = false;
 		if (line < 0)

@@ -206,15 +206,13 @@ static int unpack_kernel(const struct boot_options *opt, const struct file *f, s
 }
 
 /* The protected-mode part of the bzImage as it is: the guest unpacks itself. */
-static int load_packed(const struct boot_options *opt, const struct file *f, size_t setup, struct ram *ram,
-                       struct boot_entry *entry, uint64_t *end)
+static int load_packed(const struct file *f, size_t setup, struct ram *ram, struct boot_entry *entry, uint64_t *end)
 {
 	uint64_t need = f->size - setup, at = KERNEL_AT;
 	uint8_t *to;
 
 	if (get32(f->p + BP_INIT_SIZE) > need)
 		need = get32(f->p + BP_INIT_SIZE);
-	(void)opt;
 	/* Where it unpacks to: from the preferred address on. */
 	memcpy(&at, f->p + BP_PREF_ADDRESS, 8);
 	if (at < KERNEL_AT)
@@ -305,7 +303,7 @@ int loader_load(const struct boot_options *opt, struct ram *ram, struct boot_ent
 		say("the kernel command line (--append) is too long for this kernel");
 		goto out;
 	}
-	rc = opt->no_unpack ? load_packed(opt, &f, setup, ram, entry, &end)
+	rc = opt->no_unpack ? load_packed(&f, setup, ram, entry, &end)
 	                    : unpack_kernel(opt, &f, setup, ram, entry, &end);
 	if (rc < 0)
 		goto out;

@@ -41,7 +41,7 @@ static struct machine {
 	uint64_t armed; /* deadline the timer is set to, 0: off */
 	enum verdict verdict;
 	const char *why;
-	bool panicked, quiet;
+	bool panicked;
 	bool typed; /* stdin is a terminal */
 	uint64_t panic_seen;
 	/* console output not yet written, and the tail of its last line */
@@ -546,7 +546,6 @@ int machine_run(const struct boot_options *opt)
 {
 	struct boot_entry entry;
 
-	m.quiet = opt->quiet;
 	m.typed = isatty(STDIN_FILENO);
 	if (machine_create(opt, &entry) < 0)
 		return STATUS_USAGE;
@@ -554,7 +553,7 @@ int machine_run(const struct boot_options *opt)
 		say("cannot start a thread");
 		return STATUS_USAGE;
 	}
-	if (!m.quiet)
+	if (!opt->quiet)
 		say("starting the guest%s", isatty(STDIN_FILENO) ? " (Ctrl-A x quits)" : "");
 	run_loop();
 	console_flush();
@@ -564,7 +563,7 @@ int machine_run(const struct boot_options *opt)
 	if (m.verdict == ENDED_BADLY) {
 		say("%s", m.panicked ? "the guest's kernel panicked" : m.why);
 		dump();
-	} else if (!m.quiet) {
+	} else if (!opt->quiet) {
 		say("%s", m.why);
 	}
 	timer_delete(m.timer);

@@ -126,8 +126,7 @@ static void bind(struct insn *i)
 		i->acc = INSN_ACC_READ | INSN_ACC_WRITE;
 }
 
-/* Instructions after which nothing in the block can run. */
-static bool ends_block(const struct insn *i)
+bool interp_ends_block(const struct insn *i)
 {
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_JMP:
@@ -297,7 +296,7 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 		len += tmp[n].len;
 		tmp[n].boff = (u8)len;
 		bind(&tmp[n]);
-		if (ends_block(&tmp[n++]))
+		if (interp_ends_block(&tmp[n++]))
 			break;
 	}
 	if (n) {

@@ -29,6 +29,8 @@ int interp_deliver(struct vcpu *v);                             /* v->excp, whic
 int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instruction's handler returned `rc` */
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */
 bool interp_bind(struct insn *i);                               /* chooses the handler */
+/* Instructions after which nothing in a block can run. */
+bool interp_ends_block(const struct insn *i);
 /* Counts entries to the loop, interrupts delivered, and changes of memory: code that others wrote is seen then. */
 u64 interp_epoch(const struct vcpu *v);
 /* mmu_ops.code_written of vCPUs that the interpreter runs. */

@@ -402,32 +402,6 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	}
 }
 
-static bool ends(const struct insn *i)
-{
-	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_IRET:
-	case ZYDIS_MNEMONIC_IRETD:
-	case ZYDIS_MNEMONIC_IRETQ:
-	case ZYDIS_MNEMONIC_SYSCALL:
-	case ZYDIS_MNEMONIC_SYSRET:
-	case ZYDIS_MNEMONIC_SYSENTER:
-	case ZYDIS_MNEMONIC_SYSEXIT:
-	case ZYDIS_MNEMONIC_INT:
-	case ZYDIS_MNEMONIC_INT1:
-	case ZYDIS_MNEMONIC_INT3:
-	case ZYDIS_MNEMONIC_HLT:
-	case ZYDIS_MNEMONIC_UD0:
-	case ZYDIS_MNEMONIC_UD1:
-	case ZYDIS_MNEMONIC_UD2:
-	case ZYDIS_MNEMONIC_RET:
-	case ZYDIS_MNEMONIC_JMP:
-	case ZYDIS_MNEMONIC_CALL:
-		return true;
-	default:
-		return false;
-	}
-}
-
 void classify(const struct insn *i, u32 key, struct nat *n)
 {
 	memset(n, 0, sizeof(*n));
@@ -454,5 +428,5 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 		memset(n, 0, sizeof(*n));
 		n->fr = F_ALL;
 	}
-	n->ends = ends(i) || n->cls == K_JMP || n->cls == K_JMPI;
+	n->ends = interp_ends_block(i) || n->cls == K_JMP || n->cls == K_JMPI;
 }

@@ -106,7 +106,6 @@ struct mmu {
 	u64 cr3;
 	u64 pdpte[4];          /* PAE: loaded at MOV CR3 */
 	enum tlb_ctx ctx;      /* context of explicit data accesses now */
-	u32 vm_version;        /* vm->version the TLB was filled under */
 	bool large_pages_seen; /* a large page was filled since the last flush: INVLPG must flush all */
 
 	/* Set by a MEM_FAULT. */
