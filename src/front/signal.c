@@ -10,8 +10,9 @@
  * the engine is told to leave, and signal_release() sends the signal again once KVM_RUN is over. So handlers, masks,
  * alternate stacks and siglongjmp work as on a kernel.
  *
- * SIGSEGV and SIGBUS are always ours once the library is in use: a fault in a copy from or to the client
- * (base/usercopy.h) becomes EFAULT; every other one is the client's, with the default action too.
+ * SIGSEGV, SIGBUS and SIGFPE are always ours once the library is in use: a fault in a copy from or to the client
+ * (base/usercopy.h) becomes EFAULT, a #XM of a guest's instruction is the guest's (base/fptrap.h); every other one is
+ * the client's, with the default action too.
  *
  * Invariant: SA_RESETHAND is never given to the kernel for a wrapped handler; it is done here, when the handler runs.
  */
@@ -25,6 +26,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "../base/fptrap.h"
 #include "../base/usercopy.h"
 #include "../kvm/kvm.h"
 
@@ -45,7 +47,7 @@ static _Thread_local struct {
 /* The signals that stay wrapped whatever the client wants. */
 static bool is_guarded(int sig)
 {
-	return sig == SIGSEGV || sig == SIGBUS;
+	return sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE;
 }
 
 static bool guard_installed;
@@ -96,6 +98,8 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	ucontext_t *uc = context;
 	int err = errno;
 
+	if (sig == SIGFPE && info->si_code > 0 && fp_trap_signal(uc))
+		return;
 	if (is_guarded(sig) && info->si_code > 0) {
 		u64 go_on = user_fault((u64)uc->uc_mcontext.gregs[REG_RIP]);
 
@@ -184,6 +188,8 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 				client[sig] = was;
 				return -1;
 			}
+			if (sig == SIGFPE)
+				fp_trap_guarded();
 		} else if (__sigaction(sig, &now, NULL) < 0) {
 			return -1;
 		}

@@ -9,13 +9,14 @@
  *    fault, MMIO exit and page-crossing happens in mem/;
  *  - registers are assigned by encoding slot: ModRM.reg 1, VEX.vvvv 0, ModRM.rm 3, is4 4; implicit XMM0 is vvvv's slot
  *    (legacy encodings count as vvvv = 0); general registers always RAX;
- *  - unmasked SIMD exceptions are found by running with all of them masked and looking at the flags.
+ *  - an instruction that may raise an unmasked SIMD exception runs on copies of its operands.
  */
 #include <string.h>
 
 #include <Zydis/MetaInfo.h>
 
 #include "../base/bug.h"
+#include "../base/fptrap.h"
 #include "simd.h"
 #include "thunk.h"
 
@@ -55,56 +56,51 @@ static int simd_exception(struct vcpu *v)
 }
 
 #define MX_FLAGS 0x3fu
-#define MX_PRE 0x07u /* IE, DE, ZE: found before the operation; unmasked, they hide the others */
 #define MX_UE BIT(4)
 #define MX_MASKS 0x1f80u
-#define MX_UM BIT(11)
-#define MX_FTZ BIT(15)
 
 struct slots {
 	void *rm, *reg, *vvvv, *is4;
 	u64 *gpr;
 };
 
-/* Some exceptions are unmasked: run on copies, and commit only when none of those was raised. */
+/*
+ * Some exceptions are unmasked: run on copies, and commit only when none of those was raised. A masked run says that in
+ * most cases. Where it cannot, for an unmasked underflow (raised for every tiny result, masked only for inexact ones),
+ * or found one, the host CPU takes the exception: which other flags are set then, it alone knows (PE when an exponent
+ * was out of bounds, the steps of DPPS).
+ */
 static int run_fp_unmasked(struct vcpu *v, const struct thunk *t, const struct slots *s, struct thunk_ctx *ctx,
                            u64 *ret)
 {
 	_Alignas(32) u8 rm[32], reg[32], vvvv[32], is4[32];
-	u32 mx = v->fpu.mxcsr, raised, unmasked = ~mx >> 7 & MX_FLAGS;
-	unsigned size = t->props & THUNK_VEX ? 32 : 16, pass;
+	u32 control = v->fpu.mxcsr & ~MX_FLAGS, unmasked = ~control >> 7 & MX_FLAGS, mxcsr;
+	unsigned size = t->props & THUNK_VEX ? 32 : 16;
+	bool trap = unmasked & MX_UE, raised = false;
 	u64 gpr = 0;
 
-	raised = 0;
-	/* Unmasked underflow is raised for every tiny result, masked for inexact ones: flush-to-zero says "tiny". */
-	for (pass = unmasked & MX_UE ? 0 : 1; pass < 2; pass++) {
+	for (;;) {
 		memcpy(rm, s->rm, t->props & (THUNK_LOAD | THUNK_STORE) ? 32 : t->props & THUNK_RM_MM ? 8 : size);
 		memcpy(reg, s->reg, t->props & THUNK_REG_MM ? 8 : size);
 		memcpy(vvvv, s->vvvv, size);
 		memcpy(is4, s->is4, size);
 		if (s->gpr)
 			gpr = *s->gpr;
-		ctx->mxcsr_in = (mx & ~MX_FLAGS & ~MX_FTZ) | MX_MASKS;
-		if (pass == 0)
-			ctx->mxcsr_in |= MX_FTZ;
-		else if (!(unmasked & MX_UE)) /* FTZ only works while underflow is masked */
-			ctx->mxcsr_in |= mx & MX_FTZ;
+		ctx->mxcsr_in = trap ? control : control | MX_MASKS;
+		if (trap && !fp_trap_begin())
+			return cpu_internal_error(v, "unmasked SIMD exception, and nobody handles SIGFPE");
 		*ret = t->fn(rm, reg, vvvv, is4, &gpr, ctx);
-		raised |= pass ? ctx->mxcsr_out & MX_FLAGS : ctx->mxcsr_out & MX_UE;
+		if (trap)
+			raised = fp_trap_end(&mxcsr);
+		if (trap || !(ctx->mxcsr_out & unmasked))
+			break;
+		trap = true;
 	}
-	if (raised & unmasked & MX_PRE) {
-		v->fpu.mxcsr |= raised & MX_PRE;
+	if (raised) {
+		v->fpu.mxcsr |= mxcsr & MX_FLAGS;
 		return simd_exception(v);
 	}
-	/*
-	 * GAP(xm-precision): when OE or UE is unmasked and raised, PE should say whether the result was inexact before
-	 * its exponent was bounded; this is PE of the masked response, which is set for more results. And (V)DPPS and
-	 * (V)DPPD should keep the flags of the steps up to the one that raised an unmasked exception; this takes all
-	 * steps for one.
-	 */
-	v->fpu.mxcsr |= raised;
-	if (raised & unmasked)
-		return simd_exception(v);
+	v->fpu.mxcsr |= ctx->mxcsr_out & MX_FLAGS;
 	if (t->props & THUNK_DST_REG)
 		memcpy(s->reg, reg, t->props & THUNK_REG_MM ? 8 : size);
 	if (t->props & THUNK_DST_RM || t->props & THUNK_STORE)

@@ -67,24 +67,6 @@ static bool either_fault(const struct tcase *c)
 	return c->target >= BIT(47) && (c->target & 63);
 }
 
-/* With #XM, flags of masked exceptions beside the one that was raised: GAP(xm-precision) of op_simd.c. */
-static bool xm_flags_agree(const struct tcase *c, const struct outcome *want, const struct outcome *got)
-{
-	u32 unmasked = ~want->s.mxcsr >> 7 & 0x3f;
-
-	if (want->vector != EXC_XM || ((want->s.mxcsr ^ got->s.mxcsr) & ~0x3fu))
-		return false;
-	switch (c->insn.mnemonic) {
-	case ZYDIS_MNEMONIC_DPPS:
-	case ZYDIS_MNEMONIC_DPPD:
-	case ZYDIS_MNEMONIC_VDPPS:
-	case ZYDIS_MNEMONIC_VDPPD:
-		return got->s.mxcsr & unmasked;
-	default:
-		return want->s.mxcsr & got->s.mxcsr & unmasked;
-	}
-}
-
 /* A gather may or may not show the elements before the one that faulted (SDM vol. 2, VPGATHER). */
 static bool is_gather(const struct tcase *c)
 {
@@ -177,7 +159,7 @@ bool outcomes_agree(const struct tcase *c, const struct outcome *want, const str
 	if ((want->s.rflags ^ got->s.rflags) & flags_compared(c))
 		return false;
 	*why = "MXCSR";
-	if (want->s.mxcsr != got->s.mxcsr && !xm_flags_agree(c, want, got))
+	if (want->s.mxcsr != got->s.mxcsr)
 		return false;
 	*why = "vector registers";
 	for (unsigned n = 0; n < nregs && !(is_gather(c) && want->vector != EXC_BP); n++)
