@@ -788,6 +788,65 @@ TEST(debug)
 	guest_close(&g);
 }
 
+/* ---- guest exceptions that the host CPU raises
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+static volatile int fpe_seen;
+
+static void on_fpe(int sig)
+{
+	fpe_seen++;
+}
+
+static void divide_unmasked(struct guest *g)
+{
+	uint32_t mxcsr = 0x1d80; /* ZM clear */
+	float one[4] = {1, 1, 1, 1};
+
+	CHECK_EQ(guest_start16(g, 0x2000), 0);
+	/* mov eax, 0x600; mov cr4, eax; ldmxcsr [0x4000]; movaps xmm0, [0x4010]; divps xmm0, [0x4020]; hlt */
+	CODE(g, 0x2000, 0x66, 0xb8, 0x00, 0x06, 0, 0, 0x0f, 0x22, 0xe0, 0x0f, 0xae, 0x16, 0x00, 0x40, 0x0f, 0x28, 0x06,
+	     0x10, 0x40, 0x0f, 0x5e, 0x06, 0x20, 0x40, 0xf4);
+	/* #XM: stmxcsr [0x4030]; out 0x13, al */
+	CODE(g, 0x3000, 0x0f, 0xae, 0x1e, 0x30, 0x40, 0xe6, 0x13);
+	CODE(g, 0x13 * 4, 0x00, 0x30, 0x00, 0x00);
+	memcpy(g->ram + 0x4000, &mxcsr, 4);
+	memcpy(g->ram + 0x4010, one, 16);
+	memset(g->ram + 0x4020, 0, 32);
+	CHECK_EQ(guest_run(g), 0);
+	CHECK_EQ(g->run.exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(g->run.io.port, 0x13);
+	memcpy(&mxcsr, g->ram + 0x4030, 4);
+	CHECK_EQ(mxcsr, 0x1d84);
+}
+
+/* The client never hears of them, whatever it does with SIGFPE, and keeps what it did. */
+TEST(guest_simd_exception_is_not_the_clients)
+{
+	struct sigaction ignore = {.sa_handler = SIG_IGN}, handle = {.sa_handler = on_fpe}, was, now;
+	sigset_t fpe, before, after;
+	struct guest g;
+
+	CHECK_EQ(guest_open(&g, 0x100000), 0);
+	divide_unmasked(&g);
+	CHECK_EQ(sigaction(SIGFPE, &ignore, &was), 0);
+	sigemptyset(&fpe);
+	sigaddset(&fpe, SIGFPE);
+	CHECK_EQ(sigprocmask(SIG_BLOCK, &fpe, &before), 0);
+	divide_unmasked(&g);
+	CHECK_EQ(sigprocmask(SIG_SETMASK, &before, &after), 0);
+	CHECK(sigismember(&after, SIGFPE));
+	raise(SIGFPE);
+	CHECK_EQ(sigaction(SIGFPE, &handle, &now), 0);
+	CHECK(now.sa_handler == SIG_IGN);
+	divide_unmasked(&g);
+	CHECK_EQ(fpe_seen, 0);
+	raise(SIGFPE);
+	CHECK_EQ(fpe_seen, 1);
+	CHECK_EQ(sigaction(SIGFPE, &was, NULL), 0);
+	guest_close(&g);
+}
+
 /* ---- dirty log
  * ----------------------------------------------------------------------------------------------------------------- */
 
