@@ -49,6 +49,7 @@ help:
 	@echo 'make check        runs all tests'
 	@echo 'make check-quick  runs the tests that take seconds'
 	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
+	@echo "make check-selftests builds the KVM selftests of Linux 6.1 and runs them"
 	@echo "make bench        runs the workloads natively, under QEMU's TCG and under devkvm, side by side"
 	@echo 'make install      installs under PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make format       lays the sources out with clang-format'

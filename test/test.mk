@@ -140,6 +140,12 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
 	'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
 
+# The kernel's own tests of KVM, built unmodified outside the tree.
+SELFTESTS := 'KVM selftests of Linux 6.1=test/selftests/run $(BUILD)' \
+	'KVM selftests of Linux 6.1, interpreter=DEVKVM_ENGINE=interp test/selftests/run $(BUILD)'
+check-selftests: all
+	@test/selftests/run $(BUILD)
+
 check-quick: test-programs
 	@test/run $(QUICK_SUITES)
 
@@ -151,9 +157,9 @@ check: test-programs
 	@mkdir -p $(BUILD)/guest && ln -sfn ../$(BUILD)/guest build-san/guest
 	@$(MAKE) --no-print-directory -s SAN=1 print-quick >$(BUILD)/quick-san
 	@mapfile -t san <$(BUILD)/quick-san; \
-	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(BOOT_SUITES)
+	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(SELFTESTS) $(BOOT_SUITES)
 
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-quick check-oracle test-programs print-quick
+.PHONY: check check-quick check-oracle check-selftests test-programs print-quick

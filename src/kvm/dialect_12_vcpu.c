@@ -529,8 +529,10 @@ static long run_inside(struct kvm_vcpu *kv)
 
 	if (x->pend != PEND_NONE && complete(kv))
 		return fill_exit(kv);
-	if (__atomic_load_n(&run->immediate_exit, __ATOMIC_ACQUIRE) ||
-	    (unlikely(x->has_mask) && masked_signal_waits(x))) {
+	/* As Linux' KVM: what the last exit was stays readable. */
+	if (__atomic_load_n(&run->immediate_exit, __ATOMIC_ACQUIRE))
+		return -EINTR;
+	if (unlikely(x->has_mask) && masked_signal_waits(x)) {
 		run->exit_reason = KVM_EXIT_INTR;
 		return -EINTR;
 	}
