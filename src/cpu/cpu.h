@@ -121,6 +121,8 @@ struct vcpu_exit {
 #define EV_SHADOW BIT(6) /* STI or MOV SS shadow covers the next instruction */
 #define EV_WINDOW BIT(7) /* exit with EXIT_IRQ_WINDOW once an interrupt could be taken */
 
+#define EV_CHECK BIT(8) /* nothing but a wish that loops and repetitions pause (jit/lockstep.c) */
+
 /* vcpu->shadow */
 #define SHADOW_STI 1
 #define SHADOW_MOVSS 2

@@ -709,6 +709,49 @@ static inline int run_some(struct vcpu *v, bool once)
 	}
 }
 
+int interp_walk(struct vcpu *v, unsigned max, unsigned *done)
+{
+	const struct insn *i, *end;
+	struct block *b;
+	const u8 *hva;
+	int rc;
+
+	*done = 0;
+	while (*done < max) {
+		rc = find(v, NULL, &b, &hva, &end);
+		if (rc != STEP_OK)
+			return rc;
+		for (i = b->insn; i != end && *done < max; i++) {
+			u64 next = v->r[R_RIP] + i->len;
+			u8 shadow = v->shadow;
+
+			rc = i->fn(v, i);
+			if (rc > STEP_JUMP)
+				return rc;
+			if (rc == STEP_JUMP && v->r[R_RIP] == next - i->len && (i->flags & (INSN_REP | INSN_REPNE))) {
+				if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_CHECK) {
+					++*done;
+					return STEP_JUMP;
+				}
+				break;
+			}
+			++*done;
+			if (rc == STEP_OK)
+				v->r[R_RIP] = next;
+			/* An STI's shadow covers one instruction and is no jump. */
+			if (v->shadow == shadow)
+				v->shadow = 0;
+			if (i->mnemonic == ZYDIS_MNEMONIC_STI)
+				rc = STEP_OK;
+			if (rc == STEP_JUMP || v->mmu.n_writes)
+				return rc;
+			if (i->acc && !same_bytes(b->bytes + i->boff, hva + i->boff, (unsigned)(i->bend - i->boff)))
+				break;
+		}
+	}
+	return STEP_OK;
+}
+
 static int run_blocks(struct vcpu *v)
 {
 	return run_some(v, false);

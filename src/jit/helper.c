@@ -214,14 +214,41 @@ static void check_world(struct vcpu *v, struct jit *j)
 		tb_flush(j);
 }
 
-/* A RET to an address that is not canonical faults before RSP changes: undo, and let the handler do it. */
-static int bad_ret(struct vcpu *v)
+void jit_settle(struct vcpu *v, u32 key, u32 left)
 {
-	const struct call *call = &v->jit->calls[v->jt.from];
+	struct jit *j = v->jit;
 
-	v->r[R_RSP] -= 8 + (u16)call->insn.imm;
-	v->r[R_RIP] = call->rip;
-	return interp_one_block(v);
+	if (v->jt.mxcsr_on)
+		jit_mx_off(v);
+	j->bad_ret = false;
+	if (left == LEFT_AFTER)
+		return;
+	v->rflags = fl_merge(v->rflags, v->jt.flags);
+	if (left == LEFT_LINK) {
+		v->r[R_RIP] = j->sites[v->jt.arg].rip;
+	} else if (unlikely((key & KEY_64) && !is_canonical(v->r[R_RIP]))) {
+		/* A RET to such an address faults before RSP changes: undo, and let the handler do it. */
+		const struct call *call = &j->calls[v->jt.from];
+
+		v->r[R_RSP] -= 8 + (u16)call->insn.imm;
+		v->r[R_RIP] = call->rip;
+		j->bad_ret = true;
+	}
+}
+
+int jit_left(struct vcpu *v, u32 left)
+{
+	struct jit *j = v->jit;
+
+	if (left == LEFT_AFTER) {
+		j->n.after++;
+		if (j->rc > STEP_JUMP || (v->mmu.n_writes | v->mmu.n_reads))
+			return interp_after(v, j->insn, j->rc);
+		v->interp->left = false;
+	} else if (unlikely(j->bad_ret)) {
+		return interp_one_block(v);
+	}
+	return -1;
 }
 
 /* Translated blocks until there is something to look at. */
@@ -239,6 +266,8 @@ static int run_blocks(struct vcpu *v)
 			j->n.interp++;
 			return interp_one_block(v);
 		}
+		if (unlikely(j->chaos.on))
+			chaos_world(v, j);
 		check_world(v, j);
 		v->jt.key = (u64)(key | j->gen[!!(key & KEY_USER)] << 8) << 48;
 		rc = tb_find(v, key, &tb);
@@ -248,29 +277,19 @@ static int run_blocks(struct vcpu *v)
 			j->n.interp++;
 			return interp_one_block(v);
 		}
+		if (unlikely(j->lockstep) && lockstep_wants(j, tb))
+			return lockstep_block(v, key, tb);
 		if (link != ~0u && link < j->n_sites && !tb->dead)
 			tb_link(j, link, tb);
-		link = ~0u;
 		j->left = false;
 		v->jt.flags = fl_pack(v->rflags);
 		j->n.lookups++;
 		left = ((enter_fn)(uintptr_t)j->enter)(v, tb->code_nopoll);
-		if (v->jt.mxcsr_on)
-			jit_mx_off(v);
-		if (left == LEFT_AFTER) {
-			j->n.after++;
-			if (j->rc > STEP_JUMP || (v->mmu.n_writes | v->mmu.n_reads))
-				return interp_after(v, j->insn, j->rc);
-			v->interp->left = false;
-		} else {
-			v->rflags = fl_merge(v->rflags, v->jt.flags);
-			if (left == LEFT_LINK) {
-				link = v->jt.arg;
-				v->r[R_RIP] = j->sites[link].rip;
-			} else if (unlikely((key & KEY_64) && !is_canonical(v->r[R_RIP]))) {
-				return bad_ret(v);
-			}
-		}
+		jit_settle(v, key, left);
+		link = left == LEFT_LINK ? v->jt.arg : ~0u;
+		rc = jit_left(v, left);
+		if (rc >= 0)
+			return rc;
 		if (unlikely(atomic_load_explicit(&v->events, memory_order_relaxed) || v->stepping))
 			return INTERP_GO_ON;
 	}
@@ -307,6 +326,7 @@ static size_t code_size(void)
 
 void jit_create(struct vcpu *v)
 {
+	size_t size = code_size();
 	struct jit *j;
 
 	if (!jit_wanted())
@@ -315,6 +335,8 @@ void jit_create(struct vcpu *v)
 	if (!j)
 		return;
 	j->v = v;
+	chaos_create(j, &size);
+	lockstep_create(j);
 	j->hash = reserve(HASH_SIZE * sizeof(*j->hash));
 	j->pages = reserve(PAGE_HASH * sizeof(*j->pages));
 	j->calls = reserve(CALLS_MAX * sizeof(*j->calls));
@@ -323,7 +345,7 @@ void jit_create(struct vcpu *v)
 	j->trans = reserve(sizeof(*j->trans));
 	v->jit = j;
 	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans ||
-	    codemem_create(&j->mem, code_size(), (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
+	    codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
 		debug_log("jit", "no translator: executable memory is refused");
 		jit_destroy(v);
 		return;
@@ -367,6 +389,7 @@ void jit_destroy(struct vcpu *v)
 	if (j->count)
 		print_stats(j);
 	smc_unregister(j);
+	lockstep_destroy(j);
 	if (j->pages)
 		tb_flush(j);
 	codemem_destroy(&j->mem);

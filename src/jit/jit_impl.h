@@ -76,8 +76,11 @@ struct tb {
 	const u8 *hva;
 	u32 key;
 	bool dead;
+	bool unchecked; /* lockstep.c: nothing to compare */
+	bool loops;     /* comes back to its start without leaving */
 	u8 n_ranges;
 	u16 n_insns;
+	u32 checks; /* lockstep.c */
 	struct range range[TB_RANGES];
 	const u8 *bytes;        /* of the ranges, one after the other */
 	u8 *code, *code_nopoll; /* executable addresses */
@@ -127,8 +130,10 @@ struct jit {
 	u64 flushes, flushes_local, epoch; /* what the jump cache and the guards were filled under */
 	u32 gen[2];                        /* supervisor, user */
 	bool left;
+	bool bad_ret; /* the code was left by a RET that must fault */
 	bool need_flush;
-	_Atomic(bool) foreign; /* another vCPU wrote to our pages: foreign_list */
+	_Atomic(unsigned) others; /* translators of the same VM */
+	_Atomic(bool) foreign;    /* another vCPU wrote to our pages: foreign_list */
 	gpa_t foreign_list[16];
 	unsigned n_foreign;
 	int rc; /* LEFT_AFTER */
@@ -150,9 +155,18 @@ struct jit {
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	bool dump, count;
 	struct trans *trans; /* trans.h: the block being translated */
+	struct lockstep *lockstep;
+	struct {
+		bool on;
+		u8 spoil; /* SPOIL_x: translate something wrong */
+		u32 spoil_every, n_spoilt, n_eligible;
+		u64 rng;
+	} chaos;
 };
 
 typedef u32 (*enter_fn)(struct vcpu *v, const u8 *code);
+
+struct nat;
 
 /* helper.c */
 u32 jit_key(const struct vcpu *v);
@@ -188,6 +202,25 @@ void smc_unregister(struct jit *j);
 
 /* trans.c: the block at `rip`, whose bytes are at `hva`; NULL when its first instruction is not for us. */
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
+
+/* helper.c, for lockstep.c: translated code returned `left`. jit_settle() makes the state in v whole; jit_left() does
+ * what follows, and returns an interp_next or -1 for "look at events and go on". */
+void jit_settle(struct vcpu *v, u32 key, u32 left);
+int jit_left(struct vcpu *v, u32 left);
+
+/* lockstep.c */
+void lockstep_create(struct jit *j); /* DEVKVM_LOCKSTEP */
+void lockstep_destroy(struct jit *j);
+bool lockstep_alone(const struct jit *j, const struct insn *i, const struct nat *n); /* must be a block of its own */
+bool lockstep_wants(const struct jit *j, const struct tb *tb);
+int lockstep_block(struct vcpu *v, u32 key, struct tb *tb); /* runs and checks it; an interp_next */
+
+/* chaos.c: choices that are legal at any time, made at random, and wrong translations for tests of the tests */
+enum { SPOIL_NONE, SPOIL_ALU, SPOIL_ADDRESS, SPOIL_FLAGS };
+void chaos_create(struct jit *j, size_t *code_size); /* DEVKVM_CHAOS */
+u32 chaos_rnd(struct jit *j, u32 n);
+void chaos_world(struct vcpu *v, struct jit *j);                /* before each entry to translated code */
+bool chaos_spoil(struct jit *j, struct insn *i, struct nat *n); /* true: its flags are to be taken for dead */
 
 /* class.c: what the translator knows about an instruction */
 #define F_CF 1u

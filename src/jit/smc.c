@@ -19,6 +19,11 @@ static struct jit *all;
 void smc_register(struct jit *j)
 {
 	pthread_mutex_lock(&lock);
+	for (struct jit *o = all; o; o = o->next_jit)
+		if (o->v->mmu.vm == j->v->mmu.vm) {
+			atomic_fetch_add(&o->others, 1u);
+			atomic_fetch_add(&j->others, 1u);
+		}
 	j->next_jit = all;
 	all = j;
 	pthread_mutex_unlock(&lock);
@@ -34,6 +39,9 @@ void smc_unregister(struct jit *j)
 			*p = j->next_jit;
 			break;
 		}
+	for (struct jit *o = all; o; o = o->next_jit)
+		if (o->v->mmu.vm == j->v->mmu.vm && j->others)
+			atomic_fetch_sub(&o->others, 1u);
 	pthread_mutex_unlock(&lock);
 }
 

@@ -88,6 +88,8 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 
 	if (s->from->dead || s->rip != to->rip || s->from->key != to->key)
 		return;
+	if (unlikely(j->chaos.on) && chaos_rnd(j, 4) == 0)
+		return;
 	if (s->add) {
 		u64 hva = (u64)(uintptr_t)to->hva - (to->rip & ~PAGE_MASK);
 

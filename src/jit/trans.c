@@ -882,8 +882,9 @@ static void decode_block(struct trans *c)
 {
 	u64 rip = c->tb->rip;
 	unsigned off = (unsigned)(rip & ~PAGE_MASK), start = off;
+	unsigned most = unlikely(c->j->chaos.on) ? 1 + chaos_rnd(c->j, TB_INSNS) : TB_INSNS;
 
-	while (c->n < TB_INSNS && off < PAGE_SIZE) {
+	while (c->n < most && off < PAGE_SIZE) {
 		unsigned room = (unsigned)PAGE_SIZE - off, k = c->n;
 		struct insn *i = &c->insn[k];
 
@@ -902,6 +903,12 @@ static void decode_block(struct trans *c)
 		if (c->nat[k].cls == K_HANDLER)
 			vec_classify(c, i, &c->nat[k]);
 		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
+		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
+			if (k)
+				break;
+			c->tb->unchecked = true;
+			most = 1;
+		}
 		c->rip[k] = rip;
 		c->n++;
 		off += i->len;
@@ -932,6 +939,8 @@ static void liveness(struct trans *c)
 		live = look(c, c->end_rip, 1);
 	for (unsigned k = c->n; k-- > 0;) {
 		n = &c->nat[k];
+		if (unlikely(c->j->chaos.spoil) && chaos_spoil(c->j, &c->insn[k], &c->nat[k]))
+			live = 0;
 		c->live_out[k] = live;
 		if (n->cls == K_JCC) {
 			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
@@ -1105,6 +1114,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	emit_jmp(e, 0xe9, j->leave_lookup);
 	tb->code_len = (u32)(e->p - begin);
 	tb->n_insns = (u16)c->n;
+	tb->loops = c->loop_top;
 	j->n.code_bytes += tb->code_len;
 	j->n.blocks++;
 	j->n.insns += c->n;

@@ -84,6 +84,8 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 /* A store to RAM is about to happen: everyone who must know hears of it; later stores go fast where they may. */
 static void ram_store_begins(struct mmu *m, const struct part *p, enum tlb_ctx ctx)
 {
+	if (unlikely(m->store_hook) && m->store_hook(m, p->gva, p->gpa, p->hva, p->len, ctx, p->global))
+		return;
 	memslot_mark_dirty(p->slot, p->gpa);
 	if (memslot_has_code(p->slot, p->gpa)) {
 		m->ops->code_written(m, p->gpa, p->len);
@@ -94,6 +96,16 @@ static void ram_store_begins(struct mmu *m, const struct part *p, enum tlb_ctx c
 	if (unlikely(m->watching) && watch_covers_page(m, p->gva))
 		return;
 	tlb_install(m, p->gva, p->hva, ctx, TLB_WRITE, p->global);
+}
+
+void mem_allow_write(struct mmu *m, gva_t gva, gpa_t gpa, enum tlb_ctx ctx, bool global)
+{
+	struct memslot *s = memslot_find(m->vm, gpa);
+
+	if (!s || memslot_has_code(s, gpa) || (m->watching && watch_covers_page(m, gva)))
+		return;
+	memslot_mark_dirty(s, gpa);
+	tlb_install(m, gva, s->hva + (gpa - s->gpa), ctx, TLB_WRITE, global);
 }
 
 /* Translates an access as one or two parts; *n says how many. */

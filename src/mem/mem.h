@@ -131,6 +131,11 @@ struct mmu {
 	u8 watch_hit;
 	bool watching; /* any watch[] in use */
 
+	/* Who checks the translator (jit/lockstep.c) hears here of each piece of guest RAM, inside one page, that the
+	 * processor is about to change; `gva` is ~0 for the tables' A and D bits. True: nobody else is to hear of it.
+	 * NULL otherwise. */
+	bool (*store_hook)(struct mmu *m, gva_t gva, gpa_t gpa, u8 *hva, unsigned len, enum tlb_ctx ctx, bool global);
+
 	u64 tlb_misses;
 	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and
 	 * of what is not global or lies in the lower half. */
@@ -218,6 +223,11 @@ void mmio_answer(struct mmu *m, const u8 *data);
 /* Next posted write that has not left yet, NULL when none; the caller takes it by calling mmio_write_taken(). */
 const struct mmio_frag *mmio_write_pending(const struct mmu *m);
 void mmio_write_taken(struct mmu *m);
+
+/* For store_hook's owner: a write entry for [page of gva], as a store would have made it, where one may be. */
+void mem_allow_write(struct mmu *m, gva_t gva, gpa_t gpa, enum tlb_ctx ctx, bool global);
+/* Empties the TLB but for code: translations are looked up again, nobody who compares `flushes` hears of it. */
+void tlb_forget_data(struct mmu *m);
 
 /* Marks the page as holding cached code: later guest stores to it take the slow path and call ops->code_written. */
 void mem_watch_code(struct mmu *m, gpa_t gpa);

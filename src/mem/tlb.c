@@ -89,6 +89,14 @@ void tlb_flush_writes(struct mmu *m)
 		flush_array(m, c, TLB_WRITE);
 }
 
+void tlb_forget_data(struct mmu *m)
+{
+	for (unsigned c = 0; c < TLB_CTXS; c++) {
+		flush_array(m, c, TLB_READ);
+		flush_array(m, c, TLB_WRITE);
+	}
+}
+
 void tlb_flush_page(struct mmu *m, gva_t gva)
 {
 	u64 page = gva & PAGE_MASK;

@@ -174,8 +174,9 @@ static bool set_accessed_dirty(struct mmu *m, struct walk *w, bool write)
 		if (!slot || (slot->flags & MEMSLOT_READONLY))
 			continue;
 		p = slot->hva + (at - slot->gpa);
-		if (memslot_has_code(slot, at))
-			m->ops->code_written(m, at, 8);
+		if (likely(!m->store_hook) || !m->store_hook(m, ~0ull, at, p, 8, TLB_SUPER, false))
+			if (memslot_has_code(slot, at))
+				m->ops->code_written(m, at, 8);
 		if (m->paging == PAGING_32) {
 			u32 expect = (u32)old;
 
