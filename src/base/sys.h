@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* As mmap(), close() and fstat(): errno and -1 (MAP_FAILED). */
+/* As mmap(), close(), fstat() and lseek(): errno and -1 (MAP_FAILED). */
 static inline void *sys_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
 	return (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
@@ -24,6 +24,11 @@ static inline int sys_close(int fd)
 static inline int sys_fstat(int fd, struct stat *st)
 {
 	return (int)syscall(SYS_fstat, fd, st);
+}
+
+static inline off_t sys_lseek(int fd, off_t offset, int whence)
+{
+	return (off_t)syscall(SYS_lseek, fd, offset, whence);
 }
 
 #endif
