@@ -73,7 +73,10 @@ enum exit_reason {
 	EXIT_SHUTDOWN, /* triple fault */
 	EXIT_INTERNAL, /* exit.internal: we cannot go on */
 	EXIT_IRQ_WINDOW,
-	EXIT_FAIL_ENTRY
+	EXIT_FAIL_ENTRY,
+	EXIT_MSR,  /* exit.msr: the client is asked */
+	EXIT_RSM,  /* the owner leaves system management mode */
+	EXIT_OWNER /* the owner knows why */
 };
 
 /* One IN, OUT, INS or OUTS after its permission and operand checks. */
@@ -104,6 +107,11 @@ struct vcpu_exit {
 			u8 vector;
 			u64 rip, dr6, dr7;
 		} debug;
+		struct {
+			u32 index, reason; /* reason: the owner's */
+			bool write;
+			u64 data;
+		} msr;
 		struct {
 			const char *why;
 		} internal;
@@ -141,10 +149,17 @@ struct vcpu_ops {
 	void (*kicked)(struct vcpu *v);
 	/* MOV to/from CR8 hooks, APIC base writes: may be NULL. */
 	void (*cr8_written)(struct vcpu *v);
+	/* VMCALL and VMMCALL (`amd`), MONITOR and MWAIT after their checks, RSM: NULL is #UD. */
+	int (*hypercall)(struct vcpu *v, const struct insn *i, bool amd);
+	int (*monitor)(struct vcpu *v, const struct insn *i);
+	int (*rsm)(struct vcpu *v, const struct insn *i);
 	/* MSRs that the owner adds or replaces, asked first; may be NULL. 0: done; -1: #GP; MSR_PASS: not the owner's.
 	 * `host`: from an ioctl. */
 	int (*msr_read)(struct vcpu *v, u32 msr, u64 *val, bool host);
 	int (*msr_write)(struct vcpu *v, u32 msr, u64 val, bool host);
+	/* RDMSR or WRMSR of the guest, before (`failed` false) and after it raised #GP: true when the client is asked,
+	 * v->exit says what. May be NULL. */
+	bool (*msr_ask)(struct vcpu *v, u32 msr, u64 val, bool write, bool failed);
 };
 
 /* The client's debugging (KVM_DEBUG_GUEST, KVM_SET_GUEST_DEBUG): invisible to the guest. */

@@ -104,7 +104,8 @@ static void bind(struct insn *i)
 	bool simple = true;
 
 	i->fn = NULL;
-	if (cpuid_has_isa(i->isa)) {
+	/* The hypercalls are all that there is of nested virtualization. */
+	if (cpuid_has_isa(i->isa) || i->mnemonic == ZYDIS_MNEMONIC_VMCALL || i->mnemonic == ZYDIS_MNEMONIC_VMMCALL) {
 		i->fn = op_int_find(i);
 		if (!i->fn)
 			i->fn = op_x87_find(i);

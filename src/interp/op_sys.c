@@ -4,7 +4,7 @@
  * Privilege comes before everything else but #UD (SDM vol. 2, each page's list). Handlers that may change the mode, a
  * mapping, or what events mean end the block (STEP_JUMP with RIP advanced).
  *
- * GAP(smm): there is no system management mode; RSM raises #UD, as outside it.
+ * Hypercalls, MONITOR and MWAIT, and RSM belong to the vCPU's owner; without one that knows them they raise #UD.
  * GAP(pmu): no performance counters; RDPMC raises #GP for every index.
  */
 #include "op_sys.h"
@@ -167,12 +167,24 @@ FN(mov_to_dr)
 
 /* ---- MSRs, time, CPUID ------------------------------------------------------------------------------------------ */
 
+static bool client_asked(struct vcpu *v, u64 val, bool write, bool failed)
+{
+	if (likely(!v->ops->msr_ask) || !v->ops->msr_ask(v, (u32)v->r[R_RCX], val, write, failed))
+		return false;
+	v->exit.reason = EXIT_MSR;
+	return true;
+}
+
 FN(rdmsr)
 {
 	u64 val;
 
-	if (v->cpl != 0 || msr_read(v, (u32)v->r[R_RCX], &val) < 0)
+	if (v->cpl != 0)
 		return gp0(v);
+	if (client_asked(v, 0, false, false))
+		return STEP_EXIT;
+	if (msr_read(v, (u32)v->r[R_RCX], &val) < 0)
+		return client_asked(v, 0, false, true) ? STEP_EXIT : gp0(v);
 	v->r[R_RAX] = (u32)val;
 	v->r[R_RDX] = val >> 32;
 	return STEP_OK;
@@ -182,8 +194,12 @@ FN(wrmsr)
 {
 	u64 val = (u64)(u32)v->r[R_RDX] << 32 | (u32)v->r[R_RAX];
 
-	if (v->cpl != 0 || msr_write(v, (u32)v->r[R_RCX], val, false) < 0)
+	if (v->cpl != 0)
 		return gp0(v);
+	if (client_asked(v, val, true, false))
+		return STEP_EXIT;
+	if (msr_write(v, (u32)v->r[R_RCX], val, false) < 0)
+		return client_asked(v, val, true, true) ? STEP_EXIT : gp0(v);
 	return step_end(v, i);
 }
 
@@ -222,6 +238,37 @@ FN(hlt)
 	int rc = need_cpl0(v);
 
 	return rc == STEP_OK ? v->ops->hlt(v, i) : rc;
+}
+
+FN(hypercall)
+{
+	if (!v->ops->hypercall)
+		return excp_raise(v, EXC_UD);
+	return v->ops->hypercall(v, i, i->mnemonic == ZYDIS_MNEMONIC_VMMCALL);
+}
+
+/* No extensions of MONITOR and MWAIT are offered: hints in EAX and EDX alone. */
+FN(monitor)
+{
+	bool wait = i->mnemonic == ZYDIS_MNEMONIC_MWAIT;
+	u8 byte;
+	int rc;
+
+	if (!v->ops->monitor || v->cpl != 0)
+		return excp_raise(v, EXC_UD);
+	rc = v->ops->monitor(v, i);
+	if (rc != STEP_OK)
+		return rc;
+	if (wait)
+		return v->r[R_RCX] & ~1ull ? gp0(v) : STEP_OK;
+	if (v->r[R_RCX])
+		return gp0(v);
+	return v_read(v, i->seg, v->r[R_RAX] & size_mask(i->asize), &byte, 1);
+}
+
+FN(rsm)
+{
+	return v->ops->rsm ? v->ops->rsm(v, i) : excp_raise(v, EXC_UD);
 }
 
 /* ---- ports ------------------------------------------------------------------------------------------------------ */
@@ -291,11 +338,6 @@ FN(cache_flush)
 	return need_cpl0(v);
 }
 
-FN(undefined)
-{
-	return excp_raise(v, EXC_UD);
-}
-
 static insn_fn find_mov(const struct insn *i)
 {
 	if (i->op[0].kind == OPK_CR)
@@ -352,7 +394,13 @@ insn_fn op_sys_find(const struct insn *i)
 	case ZYDIS_MNEMONIC_WBINVD:
 		return cache_flush;
 	case ZYDIS_MNEMONIC_RSM:
-		return undefined;
+		return rsm;
+	case ZYDIS_MNEMONIC_VMCALL:
+	case ZYDIS_MNEMONIC_VMMCALL:
+		return hypercall;
+	case ZYDIS_MNEMONIC_MONITOR:
+	case ZYDIS_MNEMONIC_MWAIT:
+		return monitor;
 	default:
 		fn = op_flag_find(i);
 		return fn ? fn : op_seg_find(i);

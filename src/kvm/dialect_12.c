@@ -31,7 +31,13 @@ int sealed_memfd(const char *name, u64 size)
 
 /* ---- capabilities ------------------------------------------------------------------------------------------------ */
 
-/* GAP(dirty-ring), GAP(stats-fd), GAP(msr-filter): DIRTY_LOG_RING, BINARY_STATS_FD, X86_USER_SPACE_MSR. */
+#define QUIRKS                                                                                                         \
+	(KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN |       \
+	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |           \
+	 KVM_X86_QUIRK_OUT_7E_INC_RIP)
+#define MSR_EXITS (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
+
+/* GAP(dirty-ring), GAP(stats-fd): DIRTY_LOG_RING, BINARY_STATS_FD. */
 static const struct {
 	unsigned cap;
 	int val;
@@ -91,7 +97,19 @@ static const struct {
         {KVM_CAP_GET_MSR_FEATURES, 1},
         {KVM_CAP_ENABLE_CAP_VM, 1},
         {KVM_CAP_SREGS2, 1},
-        {KVM_CAP_VCPU_ATTRIBUTES, 0},
+        {KVM_CAP_VCPU_ATTRIBUTES, 1},
+        {KVM_CAP_SET_BOOT_CPU_ID, 1},
+        {KVM_CAP_ENABLE_CAP, 1},
+        {KVM_CAP_DISABLE_QUIRKS, 1},
+        {KVM_CAP_DISABLE_QUIRKS2, QUIRKS},
+        {KVM_CAP_MSR_PLATFORM_INFO, 1},
+        {KVM_CAP_X86_USER_SPACE_MSR, MSR_EXITS},
+        {KVM_CAP_X86_MSR_FILTER, 1},
+        {KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1},
+        {KVM_CAP_EXCEPTION_PAYLOAD, 1},
+        {KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1},
+        {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
+        {KVM_CAP_STEAL_TIME, 1},
 };
 
 long cap_check(unsigned long cap)
@@ -102,105 +120,91 @@ long cap_check(unsigned long cap)
 	return 0;
 }
 
-/* ---- CPUID ------------------------------------------------------------------------------------------------------- */
-
-#define L1C_X2APIC BIT(21)
-#define L1D_APIC BIT(9)
-
-/* The paravirtual features of leaf 0x40000001: both clock generations, no I/O delay, a stable clock. */
-#define PV_FEATURES                                                                                                    \
-	(BIT(0) /* CLOCKSOURCE */ | BIT(1) /* NOP_IO_DELAY */ | BIT(3) /* CLOCKSOURCE2 */ | BIT(24) /* STABLE_BIT */)
-
-struct cpuid_list {
-	struct kvm_cpuid_entry2 e[CPUID_MAX];
-	unsigned n;
-};
-
-static void cpuid_one(struct cpuid_list *l, u32 leaf, u32 sub, bool indexed)
+static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 {
-	struct kvm_cpuid_entry2 *e = &l->e[l->n];
-	u32 out[4];
+	struct vm12 *x = vm->x12;
+	u64 known;
 
-	if (l->n == CPUID_MAX)
-		return;
-	cpuid_leaf(leaf, sub, out);
-	memset(e, 0, sizeof(*e));
-	e->function = leaf;
-	e->index = sub;
-	e->flags = indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0;
-	e->eax = out[0];
-	e->ebx = out[1];
-	e->ecx = out[2];
-	e->edx = out[3];
-	/* The local APIC is the client's, or ours. */
-	if (leaf == 1) {
-		e->ecx |= L1C_X2APIC;
-		e->edx |= L1D_APIC;
-		e->ebx &= 0xff00;
+	switch (c->cap) {
+	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+		known = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+		if (!(c->args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE))
+			known = 0;
+		if (c->args[0] & ~known)
+			return -EINVAL;
+		x->manual_protect = (u32)c->args[0];
+		return 0;
+	case KVM_CAP_DISABLE_QUIRKS2:
+		if (c->args[0] & ~(u64)QUIRKS)
+			return -EINVAL;
+		x->quirks_off = c->args[0];
+		return 0;
+	case KVM_CAP_DISABLE_QUIRKS:
+		x->quirks_off = c->args[0];
+		return 0;
+	case KVM_CAP_MSR_PLATFORM_INFO:
+		x->platform_info_off = !c->args[0];
+		return 0;
+	case KVM_CAP_X86_USER_SPACE_MSR:
+		if (c->args[0] & ~(u64)MSR_EXITS)
+			return -EINVAL;
+		x->msr_exits = (u32)c->args[0];
+		return 0;
+	case KVM_CAP_EXCEPTION_PAYLOAD:
+		x->payload = c->args[0];
+		return 0;
+	case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
+		x->triple_fault = c->args[0];
+		return 0;
+	case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
+		if (c->args[0] & ~1ull)
+			return -EINVAL;
+		x->emulation_exit = c->args[0];
+		return 0;
+	case KVM_CAP_MAX_VCPU_ID:
+		if (!c->args[0] || c->args[0] > VM_MAX_VCPUS || (x->max_vcpu_id && x->max_vcpu_id != c->args[0]) ||
+		    x->has_vcpu)
+			return -EINVAL;
+		x->max_vcpu_id = (u32)c->args[0];
+		return 0;
+	default:
+		return -EINVAL;
 	}
-	if (leaf == 0x80000001u && cpuid_is_amd())
-		e->edx |= L1D_APIC;
-	l->n++;
 }
 
-static void cpuid_list(struct cpuid_list *l)
+long vm_enable_cap(struct vm *vm, unsigned long arg)
 {
-	u32 out[4], max;
-
-	cpuid_leaf(0, 0, out);
-	max = out[0];
-	for (u32 leaf = 0; leaf <= max; leaf++) {
-		u32 subs = leaf == 4 && !cpuid_is_amd() ? 4 : leaf == 0xd ? 3 : 1;
-		bool indexed = leaf == 4 || leaf == 7 || leaf == 0xb || leaf == 0xd;
-
-		for (u32 sub = 0; sub < subs; sub++)
-			cpuid_one(l, leaf, sub, indexed);
-	}
-	memset(&l->e[l->n], 0, 2 * sizeof(l->e[0]));
-	l->e[l->n].function = 0x40000000;
-	l->e[l->n].eax = 0x40000001;
-	memcpy(&l->e[l->n].ebx, "KVMK", 4);
-	memcpy(&l->e[l->n].ecx, "VMKV", 4);
-	memcpy(&l->e[l->n].edx, "M\0\0\0", 4);
-	l->n++;
-	l->e[l->n].function = 0x40000001;
-	l->e[l->n].eax = (u32)PV_FEATURES;
-	l->n++;
-	cpuid_leaf(0x80000000u, 0, out);
-	max = out[0];
-	for (u32 leaf = 0x80000000u; leaf <= max; leaf++)
-		cpuid_one(l, leaf, 0, false);
-}
-
-long cpuid_supported(unsigned long arg, bool emulated)
-{
-	struct kvm_cpuid2 head;
-	struct cpuid_list *l;
-	long rc = user_read(&head, (void *)arg, sizeof(head));
+	struct kvm_enable_cap c;
+	long rc = user_read(&c, (void *)arg, sizeof(c));
 
 	if (rc < 0)
 		return rc;
-	if (head.nent < 1)
-		return -E2BIG;
-	l = calloc(1, sizeof(*l));
-	if (!l)
-		return -ENOMEM;
-	/* What we emulate at no cost is supported, so the second list says only where leaves end. */
-	if (emulated)
-		cpuid_one(l, 7, 0, true), l->e[0].eax = l->e[0].ebx = l->e[0].ecx = l->e[0].edx = 0;
-	else
-		cpuid_list(l);
-	rc = -E2BIG;
-	if (l->n > head.nent)
-		goto out;
-	rc = user_write((u8 *)arg + sizeof(head), l->e, l->n * sizeof(l->e[0]));
-	if (rc < 0)
-		goto out;
-	head.nent = l->n;
-	rc = user_write((void *)arg, &head, sizeof(head));
-out:
-	free(l);
+	if (c.flags)
+		return -EINVAL;
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	rc = cap_on(vm, &c);
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
 	return rc;
+}
+
+long vcpu_enable_cap(struct kvm_vcpu *kv, unsigned long arg)
+{
+	struct kvm_enable_cap c;
+	long rc = user_read(&c, (void *)arg, sizeof(c));
+
+	if (rc < 0)
+		return rc;
+	if (c.flags)
+		return -EINVAL;
+	switch (c.cap) {
+	case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
+		kv->x12->pv_enforce = c.args[0];
+		return 0;
+	default:
+		return -EINVAL;
+	}
 }
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */

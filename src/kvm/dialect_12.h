@@ -2,13 +2,15 @@
  * dialect_12.h: what the files of the API-12 dialect share. The one place that knows today's <linux/kvm.h>; it must not
  * be included together with the header of 2006.
  *
- *   dialect_12.c        the system descriptor, capabilities, what CPUID and which MSRs are offered
+ *   dialect_12.c        the system descriptor, capabilities and switching them on
  *   dialect_12_vm.c     VM requests: memory, dirty log, clock, making vCPUs
  *   dialect_12_io.c     eventfds and rings that take I/O writes without an exit
  *   dialect_12_chip.c   interrupt chips, irqfds, timers, HLT and start-up of processors
  *   dialect_12_vcpu.c   vCPUs: creation, KVM_RUN, exits and their completion
  *   dialect_12_regs.c   a vCPU's registers in the interface's structures
- *   dialect_12_msr.c    CPUID tables, MSRs, the paravirtual clock
+ *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
+ *   dialect_12_msr.c    MSRs: lists, filter, machine checks
+ *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
  *
  * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
  * vCPUs are stopped (vm_stop()), or is atomic.
@@ -17,6 +19,7 @@
 #define DEVKVM_KVM_DIALECT_12_H
 
 #include <linux/kvm.h>
+#include <linux/kvm_para.h>
 #include <signal.h>
 
 #include "../chip/chip.h"
@@ -57,6 +60,14 @@ struct vm12 {
 
 	struct chips12 *chips; /* dialect_12_chip.c; NULL: none */
 
+	/* What KVM_ENABLE_CAP changed. */
+	u64 quirks_off;
+	u32 max_vcpu_id; /* 0: not set */
+	u32 boot_id;     /* KVM_SET_BOOT_CPU_ID */
+	u32 msr_exits;   /* KVM_MSR_EXIT_REASON_x */
+	bool platform_info_off, payload, triple_fault, emulation_exit;
+	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
+
 	struct ioev *ioev;
 	unsigned n_ioev;
 	struct zone *zone;
@@ -75,7 +86,7 @@ struct vm12 {
 #define LATCH_SIPI 2u
 
 /* Port I/O, or nothing, that the client answers before the next run. */
-enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ };
+enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR };
 
 struct vcpu12 {
 	struct kvm_run *run;    /* our mapping of the descriptor's first pages */
@@ -83,10 +94,13 @@ struct vcpu12 {
 	u32 mp_state;           /* KVM_MP_STATE_x */
 	_Atomic(u32) latch;     /* LATCH_x that arrived */
 	_Atomic(bool) sleeping; /* waits on the word of cpu.events */
+	_Atomic(bool) unhalted; /* KVM_HC_KICK_CPU */
 	u8 sipi_vector;
 	bool ran;         /* KVM_RUN has run guest code: CPUID is fixed from now on */
 	bool check_state; /* registers were set since cpu_check_state() */
 	bool inject;      /* cpu.excp waits for the next run */
+	bool fresh_excp;  /* the same, as the client calls it: pending, with its payload, and not yet injected */
+	bool triple;      /* a triple fault waits to be told */
 
 	enum pending pend;
 	u64 pend_rip;
@@ -99,10 +113,16 @@ struct vcpu12 {
 	unsigned n_cpuid;
 	u64 cpuid_xcr0; /* of leaf 0xd: what XCR0 may hold */
 
+	bool msr_denied; /* the RDMSR or WRMSR under way fails: the filter says so */
+	bool pv_enforce;
+	u32 pv_features; /* of leaf 0x40000001 as it was set */
+
 	u64 mcg_cap, mcg_ctl;
 	u64 mce[4 * MCE_BANKS];
-	u64 msr_clock, msr_wall, misc_enable, poll_control;
-	u32 guest_debug; /* KVM_GUESTDBG_x */
+	u64 msr_clock, msr_wall, misc_enable, poll_control, platform_info, power_ctl;
+	u64 msr_steal, steal_seen, steal_read; /* the thread's waiting time when it was last read, and when that was */
+	bool clock_stopped;                    /* KVM_KVMCLOCK_CTRL */
+	u32 guest_debug;                       /* KVM_GUESTDBG_x */
 };
 
 static inline struct vcpu12 *x12_of(struct vcpu *v)
@@ -118,8 +138,9 @@ typedef long (*vm_fn)(struct vm *vm, unsigned long arg);
 
 /* KVM_CHECK_EXTENSION. */
 long cap_check(unsigned long cap);
-/* KVM_GET_SUPPORTED_CPUID and KVM_GET_EMULATED_CPUID. */
-long cpuid_supported(unsigned long arg, bool emulated);
+/* KVM_ENABLE_CAP. */
+long vm_enable_cap(struct vm *vm, unsigned long arg);
+long vcpu_enable_cap(struct kvm_vcpu *kv, unsigned long arg);
 /* A new memfd of `size` bytes that can neither shrink nor grow: a descriptor, or -errno. */
 int sealed_memfd(const char *name, u64 size);
 
@@ -153,6 +174,8 @@ void chips12_free(struct vm12 *x);
 void chips12_add_vcpu(struct kvm_vcpu *kv);
 /* An access to memory that no slot covers, on the vCPU: true when the local APIC or IOAPIC answers. */
 bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
+/* The vCPU of a local APIC id, NULL: none. */
+struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id);
 /* Sets bits in the vCPU's events and wakes it. Any thread. */
 void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
 /* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
@@ -210,25 +233,55 @@ long get_vcpu_events(struct kvm_vcpu *kv, unsigned long arg);
 long set_vcpu_events(struct kvm_vcpu *kv, unsigned long arg);
 long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg);
 
+/* ---- dialect_12_cpuid.c ------------------------------------------------------------------------------------------ */
+
+/* KVM_GET_SUPPORTED_CPUID and KVM_GET_EMULATED_CPUID. */
+long cpuid_supported(unsigned long arg, bool emulated);
+long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
+long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
+/* What the guest's CPUID answers now. */
+void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
+/* The entry that the client set, NULL: none. */
+const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
+/* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */
+bool pv_has(const struct vcpu12 *x, unsigned feature);
+
+/* ---- dialect_12_pv.c --------------------------------------------------------------------------------------------- */
+
+/* Guest memory at a guest physical address, `len` bytes in one slot: NULL: there is none, or it is read-only. */
+u8 *pv_memory(struct vcpu *v, gpa_t gpa, u32 len);
+/* A new vCPU's TSC counts as its brothers' does. */
+void tsc12_init(struct vcpu *v);
+/* MSR_TSC from the client. */
+void tsc12_set(struct vcpu *v, u64 val);
+/* Writes the guest's clock page again: time was set. With the vCPUs stopped, or on the vCPU. */
+void clock12_update(struct vcpu *v);
+/* The paravirtual MSRs: as msr12_read() and msr12_write(). */
+int pv_msr_read(struct vcpu *v, u32 msr, u64 *val);
+int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* At the begin and end of KVM_RUN. */
+void pv_run(struct vcpu *v, bool begins);
+int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd);
+long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg);
+/* KVM_{SET,GET,HAS}_DEVICE_ATTR of a vCPU. */
+long vcpu_set_attr(struct kvm_vcpu *kv, unsigned long arg);
+long vcpu_get_attr(struct kvm_vcpu *kv, unsigned long arg);
+long vcpu_has_attr(struct kvm_vcpu *kv, unsigned long arg);
+
 /* ---- dialect_12_msr.c -------------------------------------------------------------------------------------------- */
 
 long msr_list(unsigned long arg, bool features);
 long feature_msrs(unsigned long arg);
 long get_msrs(struct kvm_vcpu *kv, unsigned long arg);
 long set_msrs(struct kvm_vcpu *kv, unsigned long arg);
-long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
-long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
+long set_msr_filter(struct vm *vm, unsigned long arg);
+void msr_filter_free(struct vm12 *x);
+bool msr12_ask(struct vcpu *v, u32 msr, u64 val, bool write, bool failed);
 long mce_supported(unsigned long arg);
 long mce_setup(struct kvm_vcpu *kv, unsigned long arg);
 long mce_inject(struct kvm_vcpu *kv, unsigned long arg);
 /* struct vcpu_ops */
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host);
-/* What the guest's CPUID answers now. */
-void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
-/* A new vCPU's TSC counts as its brothers' does. */
-void tsc12_init(struct vcpu *v);
-/* Writes the guest's clock page again: time was set. With the vCPUs stopped, or on the vCPU. */
-void clock12_update(struct vcpu *v);
 
 #endif

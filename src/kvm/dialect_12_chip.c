@@ -49,6 +49,24 @@ struct chips *chips_of(const struct vm *vm)
 	return vm->x12->chips ? vm->x12->chips->chips : NULL;
 }
 
+struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id)
+{
+	struct chips *c = chips_of(vm);
+	struct kvm_vcpu *kv = NULL;
+
+	if (!c)
+		return NULL;
+	pthread_mutex_lock(&c->lock);
+	for (unsigned n = 0; n < c->n_lapic && !kv; n++) {
+		const struct lapic *l = &c->lapic[n];
+
+		if (l->present && (l->x2apic ? l->x2id : l->reg[LAPIC_ID] >> 24) == id)
+			kv = __atomic_load_n(&vm->vcpu[n], __ATOMIC_ACQUIRE);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return kv;
+}
+
 struct lapic *lapic_of(const struct vcpu *v)
 {
 	struct chips *c = chips_of(v->vm);
@@ -847,6 +865,8 @@ static bool wakes(struct kvm_vcpu *kv)
 	struct vcpu *v = &kv->cpu;
 
 	if (v->nmi_pending && !v->nmi_masked)
+		return true;
+	if (atomic_exchange(&kv->x12->unhalted, false))
 		return true;
 	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
 }

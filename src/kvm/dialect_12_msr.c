@@ -1,31 +1,19 @@
 /*
- * dialect_12_msr.c: the CPUID table that a client gives a vCPU, MSRs through ioctls, and the MSRs that this dialect
- * adds to the processor's: machine check banks, the paravirtual clock.
+ * dialect_12_msr.c: MSRs through ioctls, those that this dialect adds to the processor's (machine check banks, local
+ * APIC, microcode and power registers), the filter that a client sets, and the exits that ask the client.
  *
- * Invariants: CPUID answers what the client set, but for the bits that a processor keeps current itself (OSXSAVE, APIC,
- * XSAVE sizes). The TSC runs at the host's rate; every vCPU of a VM that the client did not send elsewhere shows the
- * same count. kvmclock is that TSC, scaled: so a page once written stays right.
+ * Invariant: the filter changes with all vCPUs stopped.
  */
 #include "dialect_12.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <x86intrin.h>
 
 #include "../base/usercopy.h"
 
-/* Linux' paravirtual MSRs (Documentation/virt/kvm/x86/msr.rst). */
-#define PV_WALL_OLD 0x11
-#define PV_CLOCK_OLD 0x12
-#define PV_WALL 0x4b564d00
-#define PV_CLOCK 0x4b564d01
-#define PV_POLL_CONTROL 0x4b564d05
-#define PV_FIRST 0x4b564d00
-#define PV_LAST 0x4b564dff
-
 #define MSR_TSC_DEADLINE 0x6e0
+#define MSR_POWER_CTL 0x1fc
 #define MSR_MCG_CTL 0x17b
 #define MSR_MC0_CTL 0x400
 #define MCG_CTL_P BIT(8)
@@ -34,259 +22,6 @@
 #define MCI_OVER BIT(62)
 #define MCI_UC BIT(61)
 #define MCG_STATUS_MCIP BIT(2)
-
-/* ---- CPUID ------------------------------------------------------------------------------------------------------- */
-
-static const struct kvm_cpuid_entry2 *cpuid_find(const struct vcpu12 *x, u32 leaf, u32 sub)
-{
-	for (unsigned n = 0; n < x->n_cpuid; n++) {
-		const struct kvm_cpuid_entry2 *e = &x->cpuid[n];
-
-		if (e->function == leaf && (!(e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || e->index == sub))
-			return e;
-	}
-	return NULL;
-}
-
-/* A leaf past the end of its range answers as the highest basic leaf does, except on AMD, where it is zero. */
-static const struct kvm_cpuid_entry2 *cpuid_past_end(const struct vcpu12 *x, u32 leaf, u32 sub)
-{
-	const struct kvm_cpuid_entry2 *basic = cpuid_find(x, 0, 0), *class;
-
-	if (!basic || basic->ebx == 0x68747541 || basic->ebx == 0x6f677948)
-		return NULL;
-	if (leaf >= 0x40000000 && leaf <= 0x4fffffff)
-		class = cpuid_find(x, leaf & 0xffffff00, 0);
-	else
-		class = cpuid_find(x, leaf & 0x80000000, 0);
-	if (class && leaf <= class->eax)
-		return NULL;
-	return cpuid_find(x, basic->eax, sub);
-}
-
-void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4])
-{
-	const struct vcpu12 *x = x12_of(v);
-	const struct kvm_cpuid_entry2 *e = cpuid_find(x, leaf, subleaf);
-	u32 now[4];
-
-	memset(out, 0, 16);
-	if (!e && (leaf == 0xb || leaf == 0x1f)) {
-		/* Past the last level: the level number and the x2APIC id, which all levels have in common. */
-		e = cpuid_find(x, leaf, 0);
-		if (e) {
-			out[2] = subleaf & 0xff;
-			out[3] = e->edx;
-		}
-		return;
-	}
-	if (!e)
-		e = cpuid_past_end(x, leaf, subleaf);
-	if (!e)
-		return;
-	out[0] = e->eax;
-	out[1] = e->ebx;
-	out[2] = e->ecx;
-	out[3] = e->edx;
-	if (e->function == 1) {
-		out[2] &= ~(u32)BIT(27);
-		if (v->cr4 & CR4_OSXSAVE)
-			out[2] |= (u32)BIT(27);
-		if (!(v->apic_base & APIC_BASE_ENABLE))
-			out[3] &= ~(u32)BIT(9);
-	} else if (e->function == 0xd && subleaf < 2 && out[1]) {
-		cpuid_vcpu(v, 0xd, subleaf, now);
-		out[1] = now[1];
-	}
-}
-
-static bool cpuid_valid(const struct kvm_cpuid_entry2 *e, unsigned n)
-{
-	for (unsigned k = 0; k < n; k++)
-		if (e[k].function == 0x80000008u) {
-			u32 bits = e[k].eax >> 8 & 0xff;
-
-			if (bits != 48 && bits != 57 && bits != 0)
-				return false;
-		}
-	return true;
-}
-
-long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
-{
-	struct vcpu12 *x = kv->x12;
-	const struct kvm_cpuid_entry2 *xsave;
-	struct kvm_cpuid_entry2 *e;
-	struct kvm_cpuid2 head;
-	long rc = user_read(&head, (void *)arg, sizeof(head));
-
-	if (rc < 0)
-		return rc;
-	if (head.nent > CPUID_MAX)
-		return -E2BIG;
-	e = calloc(CPUID_MAX, sizeof(*e));
-	if (!e)
-		return -ENOMEM;
-	rc = user_read(e, (u8 *)arg + sizeof(head), head.nent * sizeof(*e));
-	if (rc < 0)
-		goto out;
-	rc = -EINVAL;
-	if (!cpuid_valid(e, head.nent))
-		goto out;
-	/* The guest has seen the old one. */
-	if (x->ran && (head.nent != x->n_cpuid || memcmp(e, x->cpuid, head.nent * sizeof(*e)) != 0))
-		goto out;
-	memcpy(x->cpuid, e, head.nent * sizeof(*e));
-	x->n_cpuid = head.nent;
-	xsave = cpuid_find(x, 0xd, 0);
-	x->cpuid_xcr0 = xsave ? xsave->eax | (u64)xsave->edx << 32 : 0;
-	rc = 0;
-out:
-	free(e);
-	return rc;
-}
-
-long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
-{
-	struct vcpu12 *x = kv->x12;
-	struct kvm_cpuid2 head;
-	long rc = user_read(&head, (void *)arg, sizeof(head));
-
-	if (rc < 0)
-		return rc;
-	if (head.nent < x->n_cpuid) {
-		rc = -E2BIG;
-	} else {
-		rc = user_write((u8 *)arg + sizeof(head), x->cpuid, x->n_cpuid * sizeof(x->cpuid[0]));
-		if (rc < 0)
-			return rc;
-	}
-	head.nent = x->n_cpuid;
-	if (user_write((void *)arg, &head, sizeof(head)) < 0)
-		return -EFAULT;
-	return rc;
-}
-
-/* ---- time -------------------------------------------------------------------------------------------------------- */
-
-/* Gives a vCPU's TSC a value, as the client asks. Zero, and values that a brother's TSC would have within a second,
- * mean "as the others": clients set one vCPU after the other, and the counts must not drift apart by that. */
-static void tsc_set(struct vcpu *v, u64 val)
-{
-	struct vm12 *x = v->vm->x12;
-	u64 host = __rdtsc(), expect;
-	bool same;
-
-	pthread_mutex_lock(&x->time_lock);
-	expect = x->tsc_write + (host - x->tsc_write_host);
-	same = x->tsc_set && (val == 0 || val + (u64)tsc_khz() * 1000 - expect < (u64)tsc_khz() * 2000);
-	if (!same) {
-		x->tsc_offset = (s64)(val - host);
-		x->tsc_write = val;
-		x->tsc_write_host = host;
-		x->tsc_set = true;
-	}
-	v->tsc_offset = x->tsc_offset;
-	pthread_mutex_unlock(&x->time_lock);
-}
-
-void tsc12_init(struct vcpu *v)
-{
-	tsc_set(v, 0);
-}
-
-/* Copies into guest memory at a guest physical address, in one slot. False: there is none. */
-static bool gpa_write(struct vm *vm, gpa_t gpa, const void *src, u32 len)
-{
-	struct memslot *s = memslot_find(&vm->mem, gpa);
-
-	if (!s || s->gpa + s->size - gpa < len || (s->flags & MEMSLOT_READONLY))
-		return false;
-	memcpy(s->hva + (gpa - s->gpa), src, len);
-	memslot_mark_dirty(s, gpa);
-	return true;
-}
-
-/* Linux' pvclock ABI. */
-struct pv_time {
-	u32 version, pad0;
-	u64 tsc_timestamp, system_time;
-	u32 mul;
-	s8 shift;
-	u8 flags;
-	u8 pad[2];
-};
-
-struct pv_wall {
-	u32 version, sec, nsec;
-};
-
-#define PV_TIME_STABLE 1
-
-void clock12_update(struct vcpu *v)
-{
-	struct vcpu12 *x = x12_of(v);
-	struct pv_time t = {.version = 2, .flags = PV_TIME_STABLE};
-	u64 hz = (u64)tsc_khz() * 1000, host = __rdtsc();
-	gpa_t gpa = x->msr_clock & ~1ull;
-	struct memslot *s;
-
-	if (!(x->msr_clock & 1))
-		return;
-	/* ns = (ticks << shift) * mul >> 32, with mul below 2^32. */
-	for (; hz <= 1000000000; hz *= 2)
-		t.shift++;
-	t.mul = (u32)((1000000000ull << 32) / hz);
-	t.tsc_timestamp = host + (u64)v->tsc_offset;
-	t.system_time = vm12_clock(v->vm, host);
-	s = memslot_find(&v->vm->mem, gpa);
-	if (s && s->gpa + s->size - gpa >= sizeof(t)) {
-		u32 old;
-
-		/* An odd version tells a reader on another vCPU to wait. */
-		memcpy(&old, s->hva + (gpa - s->gpa), 4);
-		t.version = (old | 1) + 1;
-		old |= 1;
-		gpa_write(v->vm, gpa, &old, 4);
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		gpa_write(v->vm, gpa + 4, (u8 *)&t + 4, sizeof(t) - 4);
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		gpa_write(v->vm, gpa, &t.version, 4);
-	}
-}
-
-/* Wall time at which kvmclock was 0. */
-static void wall_update(struct vcpu *v, gpa_t gpa)
-{
-	struct pv_wall w = {.version = 2};
-	struct timespec now;
-	u64 ns;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	ns = (u64)now.tv_sec * 1000000000 + (u64)now.tv_nsec - vm12_clock(v->vm, __rdtsc());
-	w.sec = (u32)(ns / 1000000000);
-	w.nsec = (u32)(ns % 1000000000);
-	gpa_write(v->vm, gpa, &w, sizeof(w));
-}
-
-/* From the guest the memslots stand still; from an ioctl they must be held. */
-static void pv_clock_write(struct vcpu *v, u32 msr, u64 val, bool host)
-{
-	struct vcpu12 *x = x12_of(v);
-
-	if (host)
-		pthread_mutex_lock(&v->vm->lock);
-	if (msr == PV_WALL || msr == PV_WALL_OLD) {
-		x->msr_wall = val;
-		if (val)
-			wall_update(v, val);
-	} else {
-		x->msr_clock = val;
-		clock12_update(v);
-	}
-	if (host)
-		pthread_mutex_unlock(&v->vm->lock);
-}
 
 /* ---- MSRs of the dialect ------------------------------------------------------------------------------------------
  */
@@ -303,6 +38,8 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	struct vcpu12 *x = x12_of(v);
 	u64 *slot;
 
+	if (unlikely(x->msr_denied) && !host)
+		return -1;
 	if (msr >= 0x800 && msr < 0x900)
 		return lapic_of(v) && lapic_msr_read(lapic_of(v), msr, val) ? 0 : -1;
 	switch (msr) {
@@ -310,17 +47,6 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		if (!lapic_of(v))
 			return -1;
 		*val = lapic_of(v)->tsc_deadline;
-		return 0;
-	case PV_WALL:
-	case PV_WALL_OLD:
-		*val = x->msr_wall;
-		return 0;
-	case PV_CLOCK:
-	case PV_CLOCK_OLD:
-		*val = x->msr_clock;
-		return 0;
-	case PV_POLL_CONTROL:
-		*val = x->poll_control;
 		return 0;
 	case MSR_MISC_ENABLE:
 		*val = x->misc_enable;
@@ -333,17 +59,22 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 			return -1;
 		*val = x->mcg_ctl;
 		return 0;
-	case MSR_PLATFORM_ID:
 	case MSR_PLATFORM_INFO:
+		if (!host && v->vm->x12->platform_info_off)
+			return -1;
+		*val = x->platform_info;
+		return 0;
+	case MSR_POWER_CTL:
+		*val = x->power_ctl;
+		return 0;
+	case MSR_PLATFORM_ID:
 	case MSR_MISC_FEATURES:
 		*val = 0;
 		return 0;
 	}
-	if (msr >= PV_FIRST && msr <= PV_LAST)
-		return -1;
 	slot = mce_slot(x, msr);
 	if (!slot)
-		return MSR_PASS;
+		return pv_msr_read(v, msr, val);
 	*val = *slot;
 	return 0;
 }
@@ -388,6 +119,8 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
 
+	if (unlikely(x->msr_denied) && !host)
+		return -1;
 	if (msr >= 0x800 && msr < 0x900) {
 		if (!lapic_of(v) || !lapic_msr_write(lapic_of(v), msr, val))
 			return -1;
@@ -405,18 +138,7 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	case MSR_TSC:
 		if (!host)
 			return MSR_PASS;
-		tsc_set(v, val);
-		return 0;
-	case PV_WALL:
-	case PV_WALL_OLD:
-	case PV_CLOCK:
-	case PV_CLOCK_OLD:
-		pv_clock_write(v, msr, val, host);
-		return 0;
-	case PV_POLL_CONTROL:
-		if (val & ~1ull)
-			return -1;
-		x->poll_control = val;
+		tsc12_set(v, val);
 		return 0;
 	case MSR_MISC_ENABLE:
 		x->misc_enable = val;
@@ -431,21 +153,49 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	case MSR_MCG_CAP:
 		return -1;
 	case MSR_PLATFORM_INFO:
+		/* CPUID faulting (bit 31) is not offered. */
+		if (!host || (val & BIT(31)))
+			return -1;
+		x->platform_info = val;
+		return 0;
+	case MSR_POWER_CTL:
+		x->power_ctl = val;
+		return 0;
 	case MSR_MISC_FEATURES:
 		return val ? -1 : 0;
 	}
-	if (msr >= PV_FIRST && msr <= PV_LAST)
-		return -1;
-	return mce_write(x, msr, val, host);
+	if (mce_slot(x, msr))
+		return mce_write(x, msr, val, host);
+	return pv_msr_write(v, msr, val, host);
 }
 
 /* ---- MSRs through ioctls ----------------------------------------------------------------------------------------- */
 
-static const u32 common_list[] = {
-        MSR_TSC,     MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, MSR_STAR,        MSR_CSTAR,
-        MSR_LSTAR,   MSR_SFMASK,      MSR_PAT,          MSR_TSC_AUX,      MSR_TSC_ADJUST,  MSR_KERNEL_GS_BASE,
-        PV_WALL_OLD, PV_CLOCK_OLD,    PV_WALL,          PV_CLOCK,         PV_POLL_CONTROL, MSR_MISC_ENABLE,
-        MSR_MCG_CAP, MSR_MCG_STATUS,  MSR_MCG_CTL,      MSR_PLATFORM_INFO};
+static const u32 common_list[] = {MSR_TSC,
+                                  MSR_SYSENTER_CS,
+                                  MSR_SYSENTER_ESP,
+                                  MSR_SYSENTER_EIP,
+                                  MSR_STAR,
+                                  MSR_CSTAR,
+                                  MSR_LSTAR,
+                                  MSR_SFMASK,
+                                  MSR_PAT,
+                                  MSR_TSC_AUX,
+                                  MSR_TSC_ADJUST,
+                                  MSR_TSC_DEADLINE,
+                                  MSR_KERNEL_GS_BASE,
+                                  MSR_KVM_WALL_CLOCK,
+                                  MSR_KVM_SYSTEM_TIME,
+                                  MSR_KVM_WALL_CLOCK_NEW,
+                                  MSR_KVM_SYSTEM_TIME_NEW,
+                                  MSR_KVM_STEAL_TIME,
+                                  MSR_KVM_POLL_CONTROL,
+                                  MSR_MISC_ENABLE,
+                                  MSR_MISC_FEATURES,
+                                  MSR_MCG_STATUS,
+                                  MSR_MCG_CTL,
+                                  MSR_POWER_CTL,
+                                  MSR_PLATFORM_INFO};
 static const u32 intel_list[] = {MSR_SPEC_CTRL, MSR_ARCH_CAPABILITIES};
 static const u32 amd_list[] = {MSR_AMD_HWCR};
 static const u32 intel_features[] = {MSR_ARCH_CAPABILITIES, MSR_UCODE_REV};
@@ -561,6 +311,144 @@ long set_msrs(struct kvm_vcpu *kv, unsigned long arg)
 	return each_msr(kv, arg, set_one, false);
 }
 
+/* ---- the client is asked ----------------------------------------------------------------------------------------- */
+
+struct msr_range {
+	u32 flags, base, n;
+	u8 *bits; /* 1: allowed */
+};
+
+struct msr_filter {
+	bool deny; /* what no range covers */
+	unsigned n;
+	struct msr_range range[KVM_MSR_FILTER_MAX_RANGES];
+};
+
+static void filter_destroy(struct msr_filter *f)
+{
+	if (!f)
+		return;
+	for (unsigned n = 0; n < f->n; n++)
+		free(f->range[n].bits);
+	free(f);
+}
+
+void msr_filter_free(struct vm12 *x)
+{
+	filter_destroy(x->filter);
+	x->filter = NULL;
+}
+
+static long filter_range(struct msr_filter *f, const struct kvm_msr_filter_range *r)
+{
+	struct msr_range *to = &f->range[f->n];
+	size_t bytes = (((size_t)r->nmsrs + 63) / 64) * 8;
+	long rc;
+
+	if (!r->nmsrs)
+		return 0;
+	if (r->flags & ~(u32)(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE))
+		return -EINVAL;
+	if (!bytes || bytes > KVM_MSR_FILTER_MAX_BITMAP_SIZE)
+		return -EINVAL;
+	*to = (struct msr_range){.flags = r->flags, .base = r->base, .n = r->nmsrs, .bits = malloc(bytes)};
+	if (!to->bits)
+		return -ENOMEM;
+	rc = user_read(to->bits, r->bitmap, bytes);
+	f->n++;
+	return rc;
+}
+
+long set_msr_filter(struct vm *vm, unsigned long arg)
+{
+	struct kvm_msr_filter in;
+	struct msr_filter *f, *old;
+	bool empty = true;
+	long rc = user_read(&in, (void *)arg, sizeof(in));
+
+	if (rc < 0)
+		return rc;
+	if (in.flags & ~(u32)KVM_MSR_FILTER_DEFAULT_DENY)
+		return -EINVAL;
+	for (unsigned n = 0; n < KVM_MSR_FILTER_MAX_RANGES; n++)
+		empty &= !in.ranges[n].nmsrs;
+	/* Nothing allowed at all would be a guest that cannot run. */
+	if (empty && (in.flags & KVM_MSR_FILTER_DEFAULT_DENY))
+		return -EINVAL;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	f->deny = in.flags & KVM_MSR_FILTER_DEFAULT_DENY;
+	for (unsigned n = 0; rc == 0 && n < KVM_MSR_FILTER_MAX_RANGES; n++)
+		rc = filter_range(f, &in.ranges[n]);
+	if (rc < 0) {
+		filter_destroy(f);
+		return rc;
+	}
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+	old = vm->x12->filter;
+	vm->x12->filter = f;
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+	filter_destroy(old);
+	return 0;
+}
+
+static bool filter_allows(const struct msr_filter *f, u32 msr, bool write)
+{
+	/* x2APIC registers are never filtered. */
+	if (!f || (msr >= 0x800 && msr <= 0x8ff))
+		return true;
+	for (unsigned n = 0; n < f->n; n++) {
+		const struct msr_range *r = &f->range[n];
+		u32 bit = msr - r->base;
+
+		if (msr >= r->base && bit < r->n && (r->flags & (write ? KVM_MSR_FILTER_WRITE : KVM_MSR_FILTER_READ)))
+			return r->bits[bit / 8] >> (bit % 8) & 1;
+	}
+	return !f->deny;
+}
+
+/* Linux' KVM tells MSRs that it does not know from values that they do not take. */
+static bool msr_known(struct vcpu *v, u32 msr)
+{
+	u64 val;
+
+	return msr_read(v, msr, &val) == 0;
+}
+
+bool msr12_ask(struct vcpu *v, u32 msr, u64 val, bool write, bool failed)
+{
+	struct vm12 *x = v->vm->x12;
+	u32 reason = KVM_MSR_EXIT_REASON_FILTER;
+
+	if (likely(!x->filter && !x->msr_exits))
+		return false;
+	if (!failed) {
+		if (filter_allows(x->filter, msr, write))
+			return false;
+		/* Not allowed, and the client does not want to know: the #GP is ours. */
+		if (!(x->msr_exits & reason)) {
+			x12_of(v)->msr_denied = true;
+			return false;
+		}
+	} else {
+		if (x12_of(v)->msr_denied) {
+			x12_of(v)->msr_denied = false;
+			return false;
+		}
+		reason = write && msr_known(v, msr) ? KVM_MSR_EXIT_REASON_INVAL : KVM_MSR_EXIT_REASON_UNKNOWN;
+		if (!(x->msr_exits & reason))
+			return false;
+	}
+	v->exit.msr.index = msr;
+	v->exit.msr.reason = reason;
+	v->exit.msr.write = write;
+	v->exit.msr.data = val;
+	return true;
+}
+
 /* ---- machine checks ---------------------------------------------------------------------------------------------- */
 
 #define MCE_SUPPORTED (MCG_CTL_P | MCG_SER_P)
@@ -610,8 +498,8 @@ long mce_inject(struct kvm_vcpu *kv, unsigned long arg)
 		msr_read(v, MSR_MCG_STATUS, &status);
 		if ((status & MCG_STATUS_MCIP) || !(v->cr4 & CR4_MCE)) {
 			/* A second one, or nobody listens: the processor shuts down. */
-			/* GAP(mce-shutdown): refused instead. */
-			return -EINVAL;
+			x->triple = true;
+			return 0;
 		}
 		if (bank[1] & MCI_VAL)
 			m.status |= MCI_OVER;

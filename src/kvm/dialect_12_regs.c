@@ -440,7 +440,8 @@ void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e)
 
 	memset(e, 0, sizeof(*e));
 	if (x->inject) {
-		e->exception.injected = 1;
+		e->exception.injected = !x->fresh_excp;
+		e->exception.pending = x->fresh_excp;
 		e->exception.nr = v->excp.vector;
 		e->exception.has_error_code = v->excp.has_error;
 		e->exception.error_code = v->excp.error;
@@ -454,30 +455,65 @@ void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e)
 	e->nmi.pending = v->nmi_pending;
 	e->nmi.masked = v->nmi_masked;
 	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+	if (v->vm->x12->payload) {
+		e->flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+		if (x->fresh_excp && (v->excp.vector == EXC_DB || v->excp.vector == EXC_PF)) {
+			e->exception_has_payload = 1;
+			e->exception_payload = v->excp.vector == EXC_DB ? v->excp.dr6 : v->excp.cr2;
+		}
+	} else {
+		/* Without the capability what is pending shows as injected. */
+		e->exception.injected |= e->exception.pending;
+		e->exception.pending = 0;
+	}
+	if (v->vm->x12->triple_fault) {
+		e->flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+		e->triple_fault.pending = x->triple;
+	}
 }
 
 int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 {
 	const u32 known = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
-	                  KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
+	                  KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD |
+	                  KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	const struct vm12 *m = kv->cpu.vm->x12;
+	bool fresh = false;
 	struct vcpu12 *x = kv->x12;
 	struct vcpu *v = &kv->cpu;
 
 	if (e->flags & ~known)
 		return -EINVAL;
-	if (e->exception.injected && (e->exception.nr > 31 || e->exception.nr == EXC_NMI))
+	if (e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) {
+		if (!m->payload)
+			return -EINVAL;
+		fresh = e->exception.pending && !e->exception.injected;
+	}
+	if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !m->triple_fault)
+		return -EINVAL;
+	if ((fresh || e->exception.injected) && (e->exception.nr > 31 || e->exception.nr == EXC_NMI))
 		return -EINVAL;
 	/* GAP(smm): there is no system management mode to be in. */
 	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending))
 		return -EINVAL;
-	if (e->exception.injected)
-		inject_event(kv, (struct event){.kind = EVENT_FAULT,
-		                                .vector = e->exception.nr,
-		                                .has_error = e->exception.has_error_code,
-		                                .error = e->exception.error_code,
-		                                .cr2 = v->cr2});
-	else
+	if (fresh || e->exception.injected) {
+		struct event ev = {.kind = EVENT_FAULT,
+		                   .vector = e->exception.nr,
+		                   .has_error = e->exception.has_error_code,
+		                   .error = e->exception.error_code,
+		                   .cr2 = v->cr2};
+
+		if (fresh && e->exception_has_payload && ev.vector == EXC_DB)
+			ev.dr6 = e->exception_payload;
+		if (fresh && e->exception_has_payload && ev.vector == EXC_PF)
+			ev.cr2 = e->exception_payload;
+		inject_event(kv, ev);
+	} else {
 		x->inject = false;
+	}
+	x->fresh_excp = fresh;
+	if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+		x->triple = e->triple_fault.pending;
 	x->irq = e->interrupt.injected ? e->interrupt.nr : -1;
 	if (x->irq >= 0)
 		atomic_fetch_or(&v->events, (u32)EV_IRQ);

@@ -95,6 +95,20 @@ static int op_hlt(struct vcpu *v, const struct insn *i)
 	return STEP_EXIT;
 }
 
+/* MONITOR and MWAIT do nothing: whoever waits looks again. Linux' KVM lets guests use them that CPUID does not allow
+ * to, unless the client asks it not to. */
+static int op_monitor(struct vcpu *v, const struct insn *i)
+{
+	u32 leaf[4];
+
+	if (v->vm->x12->quirks_off & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS) {
+		cpuid12(v, 1, 0, leaf);
+		if (!(leaf[2] & BIT(3)))
+			return excp_raise(v, EXC_UD);
+	}
+	return STEP_OK;
+}
+
 static int op_irq_take(struct vcpu *v)
 {
 	struct vcpu12 *x = x12_of(v);
@@ -131,6 +145,9 @@ static const struct vcpu_ops ops_12 = {
         .irq_pending = op_irq_pending,
         .kicked = op_kicked,
         .cr8_written = op_cr8_written,
+        .hypercall = pv_hypercall,
+        .monitor = op_monitor,
+        .msr_ask = msr12_ask,
         .msr_read = msr12_read,
         .msr_write = msr12_write,
 };
@@ -192,7 +209,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	struct kvm_vcpu *kv;
 	int fd, rc;
 
-	if (id >= VM_MAX_VCPUS)
+	if (id >= (vm->x12->max_vcpu_id ? vm->x12->max_vcpu_id : VM_MAX_VCPUS))
 		return -EINVAL;
 	x = calloc(1, sizeof(*x));
 	if (!x)
@@ -216,13 +233,20 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	if (rc < 0)
 		goto fail_map;
 	kv->x12 = x;
+	if (id != vm->x12->boot_id) {
+		kv->cpu.is_bsp = false;
+		kv->cpu.apic_base &= ~(u64)APIC_BASE_BSP;
+	} else {
+		kv->cpu.is_bsp = true;
+		kv->cpu.apic_base |= APIC_BASE_BSP;
+	}
 	vcpu12_reset(kv, false);
 	tsc12_init(&kv->cpu);
 	pthread_mutex_lock(&vm->lock);
 	rc = vm->vcpu[id] ? -EEXIST : 0;
 	if (rc == 0) {
 		atomic_fetch_add(&vm->x12->refs, 1);
-		if (vm->x12->chips && id != 0)
+		if (vm->x12->chips && id != vm->x12->boot_id)
 			x->mp_state = KVM_MP_STATE_UNINITIALIZED;
 		chips12_add_vcpu(kv);
 		vm->x12->has_vcpu = true;
@@ -265,10 +289,14 @@ static void set_sized(struct vcpu *v, unsigned reg, unsigned size, u64 val)
 /* Data and index registers of INS or OUTS. True: the instruction is complete. */
 static bool finish_string(struct vcpu *v, const struct pio *io)
 {
+	u64 mask = io->asize == 8 ? ~0ull : io->asize == 4 ? 0xffffffffu : 0xffff;
 	unsigned reg = io->in ? R_RDI : R_RSI, n, done = io->chunk;
 	u64 step = io->down ? -(u64)io->size : io->size;
 
-	for (n = 0; io->in && n < io->chunk; n++) {
+	/* The client may have changed the count. */
+	if (io->rep && (v->r[R_RCX] & mask) < done)
+		done = (unsigned)(v->r[R_RCX] & mask);
+	for (n = 0; io->in && n < done; n++) {
 		/* The first element was probed; what the client unmapped since faults when its turn comes again. */
 		if (lin_write(v, io->gva + n * step, pio_data(x12_of(v)) + n * io->size, io->size) != STEP_OK) {
 			done = n;
@@ -278,7 +306,7 @@ static bool finish_string(struct vcpu *v, const struct pio *io)
 	set_sized(v, reg, io->asize, v->r[reg] + done * step);
 	if (io->rep)
 		set_sized(v, R_RCX, io->asize, v->r[R_RCX] - done);
-	return done == io->count;
+	return !io->rep || !(v->r[R_RCX] & mask);
 }
 
 /* Steps over the instruction whose work is done. True: that ends in a debug exit. */
@@ -300,6 +328,24 @@ static bool step_over(struct vcpu *v, unsigned len)
 	return dbg_after(v, tf) == STEP_EXIT;
 }
 
+/* KVM_EXIT_X86_RDMSR and _WRMSR. */
+static bool complete_msr(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+	struct vcpu *v = &kv->cpu;
+
+	if (x->run->msr.error) {
+		excp_raise_err(v, EXC_GP, 0);
+		x->inject = true;
+		return false;
+	}
+	if (!x->pend_io.in)
+		return step_over(v, x->pend_io.len);
+	v->r[R_RAX] = (u32)x->run->msr.data;
+	v->r[R_RDX] = x->run->msr.data >> 32;
+	return step_over(v, x->pend_io.len);
+}
+
 /* What the client answered to the last exit. True: this is an exit by itself, v->exit says which. */
 static bool complete(struct kvm_vcpu *kv)
 {
@@ -318,6 +364,8 @@ static bool complete(struct kvm_vcpu *kv)
 	}
 	if (v->r[R_RIP] != x->pend_rip)
 		return false;
+	if (pend == PEND_MSR)
+		return complete_msr(kv);
 	if (io->string) {
 		if (!finish_string(v, io))
 			return false;
@@ -348,6 +396,20 @@ static void exit_io(struct vcpu12 *x, struct vcpu *v)
 	x->pend = PEND_PIO;
 	x->pend_rip = v->r[R_RIP];
 	x->pend_io = *io;
+}
+
+static void exit_msr(struct vcpu12 *x, struct vcpu *v)
+{
+	struct kvm_run *run = x->run;
+
+	run->exit_reason = v->exit.msr.write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
+	memset(&run->msr, 0, sizeof(run->msr));
+	run->msr.reason = v->exit.msr.reason;
+	run->msr.index = v->exit.msr.index;
+	run->msr.data = v->exit.msr.write ? v->exit.msr.data : 0;
+	x->pend = PEND_MSR;
+	x->pend_rip = v->r[R_RIP];
+	x->pend_io = (struct pio){.in = !v->exit.msr.write, .len = v->exit.insn_len};
 }
 
 /* With the instruction's bytes, as far as they can be read. */
@@ -424,6 +486,9 @@ static long fill_exit(struct kvm_vcpu *kv)
 		return 0;
 	case EXIT_HLT:
 		run->exit_reason = KVM_EXIT_HLT;
+		return 0;
+	case EXIT_MSR:
+		exit_msr(x, v);
 		return 0;
 	case EXIT_DEBUG:
 		run->exit_reason = KVM_EXIT_DEBUG;
@@ -546,9 +611,14 @@ static long run_inside(struct kvm_vcpu *kv)
 		}
 		x->check_state = false;
 	}
+	if (unlikely(x->triple)) {
+		x->triple = false;
+		run->exit_reason = KVM_EXIT_SHUTDOWN;
+		return 0;
+	}
 	x->ran = true;
 	if (unlikely(x->inject)) {
-		x->inject = false;
+		x->inject = x->fresh_excp = false;
 		v->exit.reason = EXIT_NONE;
 		if (excp_deliver(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
 			return fill_exit(kv);
@@ -624,7 +694,11 @@ static long run_locked(struct kvm_vcpu *kv)
 	}
 	if (rc == 0) {
 		run_begin(kv);
+		if (x->msr_steal || x->clock_stopped)
+			pv_run(v, true);
 		rc = run_inside(kv);
+		if (x->msr_steal)
+			pv_run(v, false);
 		if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_WINDOW)
 			atomic_fetch_and(&v->events, ~(u32)EV_WINDOW);
 		run_end(kv);
@@ -750,15 +824,6 @@ static long set_tsc_khz(struct kvm_vcpu *kv, unsigned long arg)
 	return -EINVAL;
 }
 
-/* The guest was stopped for long: its watchdogs hear of it through the clock's flags. */
-static long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg)
-{
-	if (!(kv->x12->msr_clock & 1))
-		return -EINVAL;
-	/* GAP(kvmclock-stopped): PVCLOCK_GUEST_STOPPED is not set in the page. */
-	return 0;
-}
-
 /* GAP(vapic): the page of TPR patching is never looked at: its accesses are not reported (KVM_TPR_ACCESS_REPORTING), so
  * no client patches a guest to use it. */
 static long set_vapic_addr(struct kvm_vcpu *kv, unsigned long arg)
@@ -810,6 +875,10 @@ static const struct {
         {KVM_GET_LAPIC, get_lapic},
         {KVM_SET_LAPIC, set_lapic},
         {KVM_SET_VAPIC_ADDR, set_vapic_addr},
+        {KVM_ENABLE_CAP, vcpu_enable_cap},
+        {KVM_SET_DEVICE_ATTR, vcpu_set_attr},
+        {KVM_GET_DEVICE_ATTR, vcpu_get_attr},
+        {KVM_HAS_DEVICE_ATTR, vcpu_has_attr},
 };
 
 long dialect_12_vcpu(struct kvm_vcpu *kv, unsigned long req, unsigned long arg, struct made *made)

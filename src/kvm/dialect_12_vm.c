@@ -43,6 +43,7 @@ static void vm12_free(struct vm *vm)
 		memslot_free(x->slot[n]);
 	free(x->slot);
 	io_free(x);
+	msr_filter_free(x);
 	if (x->ring)
 		munmap(x->ring, PAGE_SIZE);
 	if (x->ring_fd >= 0)
@@ -335,26 +336,17 @@ static long nr_mmu_pages(struct vm *vm, unsigned long arg)
 	return (u32)arg < 64 ? -EINVAL : 0;
 }
 
-static long enable_cap(struct vm *vm, unsigned long arg)
+static long set_boot_cpu_id(struct vm *vm, unsigned long arg)
 {
-	struct kvm_enable_cap c;
-	long rc = user_read(&c, (void *)arg, sizeof(c));
+	long rc = -EBUSY;
 
-	if (rc < 0)
-		return rc;
-	if (c.flags)
-		return -EINVAL;
-	if (c.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
-		u64 known = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-
-		if (!(c.args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE))
-			known = 0;
-		if (c.args[0] & ~known)
-			return -EINVAL;
-		vm->x12->manual_protect = (u32)c.args[0];
-		return 0;
+	pthread_mutex_lock(&vm->lock);
+	if (!vm->x12->has_vcpu) {
+		vm->x12->boot_id = (u32)arg;
+		rc = 0;
 	}
-	return -EINVAL;
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
 }
 
 /* ---- time -------------------------------------------------------------------------------------------------------- */
@@ -459,7 +451,9 @@ static const struct {
         {KVM_SET_TSS_ADDR, set_tss_addr},
         {KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr},
         {KVM_SET_NR_MMU_PAGES, nr_mmu_pages},
-        {KVM_ENABLE_CAP, enable_cap},
+        {KVM_ENABLE_CAP, vm_enable_cap},
+        {KVM_SET_BOOT_CPU_ID, set_boot_cpu_id},
+        {KVM_X86_SET_MSR_FILTER, set_msr_filter},
         {KVM_GET_CLOCK, get_clock},
         {KVM_SET_CLOCK, set_clock},
         {KVM_IOEVENTFD, ioeventfd},

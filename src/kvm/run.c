@@ -4,6 +4,8 @@
  * Invariant: in_engine names the vCPU that the calling thread executes, exactly while a client's signal handler must
  * not run. The front's wrapper then holds the signal back, and it is delivered when the run has ended and the guest's
  * state is whole: as on a kernel, where handlers run on the way out of the ioctl.
+ *
+ * GAP(cancel): pthread_cancel() of a thread inside KVM_RUN leaves the vCPU locked.
  */
 #include "kvm.h"
 
