@@ -196,6 +196,7 @@ struct vcpu {
 	struct {
 		u64 sp, sp_low; /* host stack while translated code runs: its base, and where return prediction stops */
 		u64 key;        /* mixed into jump cache tags */
+		u32 gen[2];     /* what page guards hold that are good: for supervisor code, for the rest */
 		u64 tmp;
 		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX */
 		u32 arg;   /* why the code was left */

@@ -41,35 +41,56 @@ u32 jit_key(const struct vcpu *v)
 
 /* ---- called by translated code ---------------------------------------------------------------------------------- */
 
+/* The instruction of a call, decoded: kept for those that always go to their handler, else decoded when needed. */
+static const struct insn *insn_of(struct jit *j, u32 idx)
+{
+	const struct call *call = &j->calls[idx];
+	const struct tb *tb = meta_ptr(j, call->tb);
+	struct decoded *d = &j->decoded[(idx ^ idx >> 11) & (DECODED - 1)];
+
+	if (call->insn)
+		return meta_ptr(j, call->insn);
+	if (d->call != idx + 1) {
+		/* It was decoded before, from these bytes. */
+		decode(tb->key & KEY_64 ? DECODE_64 : DECODE_32, tb->bytes + call->off, tb->range[0].len - call->off,
+		       &d->insn);
+		interp_bind(&d->insn);
+		d->call = idx + 1;
+	}
+	return &d->insn;
+}
+
 /* Runs an instruction's handler on the state in memory. 0: go on behind it; else leave (j->rc, j->insn). */
 u32 jit_call(struct vcpu *v, u32 idx)
 {
 	struct jit *j = v->jit;
-	struct call *call = &j->calls[idx];
+	const struct call *call = &j->calls[idx];
+	const struct insn *i = insn_of(j, idx);
+	const struct tb *tb = meta_ptr(j, call->tb);
 	int rc;
 
 	if (v->jt.mxcsr_on)
 		jit_mx_off(v);
 	j->n.helper++;
 	if (unlikely(j->helper_by_mnemonic))
-		j->helper_by_mnemonic[call->insn.mnemonic]++;
+		j->helper_by_mnemonic[i->mnemonic]++;
 	v->rflags = fl_merge(v->rflags, v->jt.flags);
-	v->r[R_RIP] = call->rip;
-	rc = call->insn.fn(v, &call->insn);
+	v->r[R_RIP] = tb->key & KEY_64 ? tb->rip + call->off : (u32)(tb->rip + call->off);
+	rc = i->fn(v, i);
 	if (likely(rc == STEP_OK)) {
 		v->jt.flags = fl_pack(v->rflags);
-		v->r[R_RIP] += call->insn.len;
+		v->r[R_RIP] += i->len;
 		if (likely(!(v->mmu.n_writes | v->mmu.n_reads | j->left))) {
 			if (!call->sys)
 				return 0;
 			if (!atomic_load_explicit(&v->events, memory_order_relaxed) && !v->stepping &&
 			    v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local &&
-			    jit_key(v) == call->tb->key)
+			    jit_key(v) == tb->key)
 				return 0;
 		}
 	}
 	j->rc = rc;
-	j->insn = &call->insn;
+	j->insn = i;
 	return 1;
 }
 
@@ -121,8 +142,10 @@ void jit_emit_stubs(struct jit *j)
 	emit_const(e, H_RAX, LEFT_LINK);
 	emit_return(e);
 	/* jump: R8 = target. */
-	j->jump = emit_rx(e);
-	emit_jump_stub(j, e);
+	for (unsigned user = 0; user < 2; user++) {
+		j->jump[user] = emit_rx(e);
+		emit_jump_stub(j, e, user);
+	}
 	/* ret_miss: a RET to R8 that the host stack did not foresee; R11 = index of the RET. */
 	j->ret_miss = emit_rx(e);
 	encode(e, 0, 0, 0x89, H_R11, rm_mem(H_R15, VOFF(jt.from)));
@@ -135,7 +158,10 @@ void jit_emit_stubs(struct jit *j)
 	e1(e, 16);
 	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
 	emit_jcc(e, 5, j->leave_lookup);
-	emit_jmp(e, 0xe9, j->jump);
+	encode(e, 0, 0, 0xf6, 0, rm_mem(H_R15, VOFF(jt.key) + 6)); /* test byte, KEY_USER */
+	e1(e, KEY_USER);
+	emit_jcc(e, 5, j->jump[1]);
+	emit_jmp(e, 0xe9, j->jump[0]);
 	/* call_stub: R8 = index of the call. */
 	j->call_stub = emit_rx(e);
 	spill_all(e);
@@ -160,6 +186,10 @@ void jit_emit_stubs(struct jit *j)
 	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(fpu.mxcsr)));
 	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.mxcsr_on)));
 	e4(e, 1);
+	e1(e, 0xc3);
+	/* flags_stub: jt.flags become the host's. */
+	j->flags_stub = emit_rx(e);
+	flags_restore(e);
 	e1(e, 0xc3);
 	/* enter(v, code) */
 	j->enter = emit_rx(e);
@@ -208,8 +238,9 @@ static void check_world(struct vcpu *v, struct jit *j)
 		j->flushes = v->mmu.flushes;
 		tb_new_gen(j);
 	}
-	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->mem.rw + j->mem.size ||
-	             j->n_calls + TB_INSNS > CALLS_MAX || j->n_sites + TB_INSNS * 2 > SITES_MAX ||
+	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->cold_start ||
+	             j->cold.p + EMIT_ROOM > j->mem.rw + j->mem.size || j->n_calls + TB_INSNS > CALLS_MAX ||
+	             j->n_sites + TB_INSNS * 2 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
 	             j->meta_used + 65536 > META_SIZE))
 		tb_flush(j);
 }
@@ -230,8 +261,10 @@ void jit_settle(struct vcpu *v, u32 key, u32 left)
 		/* A RET to such an address faults before RSP changes: undo, and let the handler do it. */
 		const struct call *call = &j->calls[v->jt.from];
 
-		v->r[R_RSP] -= 8 + (u16)call->insn.imm;
-		v->r[R_RIP] = call->rip;
+		const struct tb *tb = meta_ptr(j, call->tb);
+
+		v->r[R_RSP] -= 8 + (u16)insn_of(j, v->jt.from)->imm;
+		v->r[R_RIP] = tb->rip + call->off;
 		j->bad_ret = true;
 	}
 }
@@ -255,7 +288,6 @@ int jit_left(struct vcpu *v, u32 left)
 static int run_blocks(struct vcpu *v)
 {
 	struct jit *j = v->jit;
-	u32 link = ~0u;
 
 	for (;;) {
 		u32 key = jit_key(v), left;
@@ -269,7 +301,7 @@ static int run_blocks(struct vcpu *v)
 		if (unlikely(j->chaos.on))
 			chaos_world(v, j);
 		check_world(v, j);
-		v->jt.key = (u64)(key | j->gen[!!(key & KEY_USER)] << 8) << 48;
+		v->jt.key = (u64)key << 48;
 		rc = tb_find(v, key, &tb);
 		if (unlikely(rc != STEP_OK))
 			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;
@@ -279,14 +311,15 @@ static int run_blocks(struct vcpu *v)
 		}
 		if (unlikely(j->lockstep) && lockstep_wants(j, tb))
 			return lockstep_block(v, key, tb);
-		if (link != ~0u && link < j->n_sites && !tb->dead)
-			tb_link(j, link, tb);
+		if (j->link && !tb->dead)
+			tb_link(j, j->link - 1, tb);
+		j->link = 0;
 		j->left = false;
 		v->jt.flags = fl_pack(v->rflags);
 		j->n.lookups++;
 		left = ((enter_fn)(uintptr_t)j->enter)(v, tb->code_nopoll);
 		jit_settle(v, key, left);
-		link = left == LEFT_LINK ? v->jt.arg : ~0u;
+		j->link = left == LEFT_LINK ? v->jt.arg + 1 : 0;
 		rc = jit_left(v, left);
 		if (rc >= 0)
 			return rc;
@@ -343,9 +376,12 @@ void jit_create(struct vcpu *v)
 	j->sites = reserve(SITES_MAX * sizeof(*j->sites));
 	j->meta = reserve(META_SIZE);
 	j->trans = reserve(sizeof(*j->trans));
+	j->guards = reserve(GUARDS_MAX * sizeof(*j->guards));
+	j->guard_hash = reserve(GUARD_HASH * sizeof(*j->guard_hash));
+	j->decoded = reserve(DECODED * sizeof(*j->decoded));
 	v->jit = j;
-	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans ||
-	    codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
+	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans || !j->guards || !j->guard_hash ||
+	    !j->decoded || codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
 		debug_log("jit", "no translator: executable memory is refused");
 		jit_destroy(v);
 		return;
@@ -359,6 +395,8 @@ void jit_create(struct vcpu *v)
 		j->helper_by_mnemonic = calloc(ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(u64));
 	jit_emit_stubs(j);
 	j->code_start = j->e.p;
+	j->cold = j->e;
+	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
 	smc_register(j);
 }
@@ -390,8 +428,6 @@ void jit_destroy(struct vcpu *v)
 		print_stats(j);
 	smc_unregister(j);
 	lockstep_destroy(j);
-	if (j->pages)
-		tb_flush(j);
 	codemem_destroy(&j->mem);
 	if (j->hash)
 		munmap(j->hash, HASH_SIZE * sizeof(*j->hash));
@@ -405,6 +441,12 @@ void jit_destroy(struct vcpu *v)
 		munmap(j->meta, META_SIZE);
 	if (j->trans)
 		munmap(j->trans, sizeof(*j->trans));
+	if (j->guards)
+		munmap(j->guards, GUARDS_MAX * sizeof(*j->guards));
+	if (j->guard_hash)
+		munmap(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
+	if (j->decoded)
+		munmap(j->decoded, DECODED * sizeof(*j->decoded));
 	free(j->helper_by_mnemonic);
 	free(j);
 	v->jit = NULL;

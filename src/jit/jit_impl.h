@@ -9,8 +9,9 @@
  *  1. a block's code is right for (RIP, host address of its bytes, key) and nothing else: key is jit_key();
  *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
  *     form), and guest XMM registers in v->fpu;
- *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) finds an entry that
- *     was made after the last change of TLB, epoch and key: j->flushes, j->epoch. So inside a page, links are free;
+ *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
+ *     guard hold: the dispatcher translated its address and validated its bytes after the last change of TLB and epoch
+ *     (j->flushes, j->epoch). So inside a page, links are free;
  *  4. a block whose bytes changed is dead: no link, no hash entry and no jump cache entry leads to it. Its code stays
  *     where it is until a flush, which happens in the dispatcher only;
  *  5. no block is left running after code_written(): j->left makes the helper leave to the dispatcher, which also
@@ -31,8 +32,9 @@
 
 #define HASH_SIZE (1u << 16)
 #define PAGE_HASH (1u << 12)
-#define JC_SIZE 4096u /* jump cache entries */
-#define JP_SIZE 256u  /* page guard entries */
+#define GUARD_HASH (1u << 14)
+#define JC_SIZE 4096u     /* jump cache entries */
+#define GUARDS_MAX 65536u /* page guards */
 
 #define CALLS_MAX (1u << 20)
 #define SITES_MAX (1u << 20)
@@ -54,17 +56,27 @@ enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
 struct jc_entry {
 	u64 tag; /* RIP ^ jt.key */
 	const u8 *code;
-};
-
-struct jp_entry {
-	u64 tag; /* linear page ^ key << 48 */
-	u64 hva;
+	const u32 *cell; /* of the page's guard */
+	u64 pad;
 };
 
 /* Plain data in reach of the code's RIP-relative operands. */
 struct front {
 	struct jc_entry jc[JC_SIZE];
-	struct jp_entry jp[2][JP_SIZE]; /* supervisor, user */
+	u32 cell[GUARDS_MAX]; /* of guard n: the generation in which the dispatcher found it to hold, else another */
+};
+
+/*
+ * A page guard says: linear page `page` under `key` is the host page `hva`, and the blocks of it are valid. Links from
+ * other pages and the jump cache compare its cell with the generation of its kind: `local`, a flush of translations
+ * that are not global takes it back; else only a flush of all does.
+ */
+struct guard {
+	u64 page;
+	const u8 *hva;
+	u32 key;
+	bool local;
+	struct guard *next;
 };
 
 struct range {
@@ -80,8 +92,9 @@ struct tb {
 	bool loops;     /* comes back to its start without leaving */
 	u8 n_ranges;
 	u16 n_insns;
-	u32 checks; /* lockstep.c */
-	struct range range[TB_RANGES];
+	u32 checks;   /* lockstep.c */
+	u32 guard[2]; /* of its page: not local, local; 0: none yet */
+	struct range *range;
 	const u8 *bytes;        /* of the ranges, one after the other */
 	u8 *code, *code_nopoll; /* executable addresses */
 	u32 code_len;
@@ -92,21 +105,34 @@ struct tb {
 /* A direct jump that can be linked to the block at `rip`. */
 struct site {
 	u64 rip;
-	u8 *at;             /* displacement, writable view */
-	u8 *add;            /* other page: the guard's 64-bit host page address, writable view; else NULL */
-	const u8 *unlinked; /* where it jumps before */
-	struct tb *from;
-	u32 next; /* of the target's links, + 1 */
+	u32 at;       /* displacement: offset in the code memory */
+	u32 unlinked; /* where it jumps before: the same */
+	u32 from;     /* the block it is of: meta_at() */
+	u32 next;     /* of the target's links, + 1 */
 	bool poll, linked;
+	bool cross; /* goes to another page: behind a guard */
 };
+
+/* A guarded jump, from its displacement backwards: CMP with the generation, with the guard's cell, JNE. */
+#define SITE_CELL 11
+#define SITE_GEN 18
 
 /* An instruction that translated code gives to its handler. */
 struct call {
-	struct insn insn;
-	u64 rip;
-	struct tb *tb;
+	u32 tb;   /* meta_at() */
+	u32 insn; /* decoded, meta_at(); 0: decode it (decoded[]) */
+	u16 off;  /* from the block's start */
 	bool sys; /* may change mode, flags outside the arithmetic ones, translation */
 };
+
+/* Instructions decoded again for their handlers, by index of the call. */
+#define DECODED 2048u
+struct decoded {
+	u32 call; /* + 1 */
+	struct insn insn;
+};
+
+#define SNAP 512u
 
 struct jpage {
 	const u8 *hva;
@@ -114,7 +140,7 @@ struct jpage {
 	u64 epoch;
 	u64 granules; /* 64-byte pieces that ranges touch */
 	struct tb *tbs;
-	u8 *snap; /* what the granules held when they were validated last */
+	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
 	bool watched;
 	struct jpage *next;
 };
@@ -124,11 +150,12 @@ struct jit {
 	struct jit *next_jit; /* list of all translators */
 	struct codemem mem;
 	struct front *front;
-	struct emit e;
-	u8 *code_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump, *mx_stub;
-	u64 flushes, flushes_local, epoch; /* what the jump cache and the guards were filled under */
-	u32 gen[2];                        /* supervisor, user */
+	struct emit e, cold;         /* what runs often, and what lies out of line */
+	u8 *code_start, *cold_start; /* after the stubs, writable view */
+	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *mx_stub, *flags_stub;
+	u64 flushes, flushes_local, epoch; /* what the generation stands for */
+	u32 link;                          /* site to link to the next block, + 1 */
+	bool local;                        /* kind of the guard that the last tb_find() validated */
 	bool left;
 	bool bad_ret; /* the code was left by a RET that must fault */
 	bool need_flush;
@@ -144,9 +171,11 @@ struct jit {
 	struct jpage **pages;
 	struct call *calls;
 	struct site *sites;
+	struct guard *guards, **guard_hash;
+	struct decoded *decoded;
 	u8 *meta;
 	size_t meta_used;
-	u32 n_calls, n_sites;
+	u32 n_calls, n_sites, n_guards;
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
@@ -179,16 +208,16 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let
 void tb_link(struct jit *j, u32 site, struct tb *to);
 void tb_kill(struct jit *j, struct tb *tb);
 void tb_flush(struct jit *j);
-void tb_new_gen(struct jit *j);       /* empties jump cache and guards */
-void tb_new_gen_local(struct jit *j); /* those of user code */
+void tb_new_gen(struct jit *j);       /* no guard holds any more */
+void tb_new_gen_local(struct jit *j); /* no local guard does */
 void *meta_alloc(struct jit *j, size_t size);
-static inline struct jp_entry *jp_of(struct front *f, u64 lin, u32 key)
+static inline u32 meta_at(const struct jit *j, const void *p)
 {
-	return &f->jp[!!(key & KEY_USER)][(lin >> PAGE_SHIFT) & (JP_SIZE - 1)];
+	return (u32)((const u8 *)p - j->meta);
 }
-static inline u64 jp_tag(u64 lin, u32 key)
+static inline void *meta_ptr(const struct jit *j, u32 at)
 {
-	return (lin & PAGE_MASK) ^ (u64)key << 48;
+	return j->meta + at;
 }
 
 /* smc.c */

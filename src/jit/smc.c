@@ -101,7 +101,6 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	p = meta_alloc(j, sizeof(*p));
 	memset(p, 0, sizeof(*p));
 	p->hva = hva;
-	p->snap = meta_alloc(j, PAGE_SIZE);
 	p->gpa = gpa;
 	p->watched = true;
 	p->epoch = j->epoch;
@@ -153,12 +152,15 @@ static inline bool same_granule(const u8 *a, const u8 *b)
 static void validate_blocks(struct jit *j, struct jpage *p)
 {
 	bool killed = false;
-	u64 key;
+	u8 copy[PAGE_SIZE];
 
 	/* One copy decides. */
-	memcpy(p->snap, p->hva, PAGE_SIZE);
+	memcpy(copy, p->hva, PAGE_SIZE);
+	for (unsigned n = 0; n < ARRAY_SIZE(p->snap); n++)
+		if (p->snap[n])
+			memcpy(p->snap[n], copy + n * SNAP, SNAP);
 	for (struct tb **t = &p->tbs; *t;) {
-		if (same_bytes(p->snap, *t)) {
+		if (same_bytes(copy, *t)) {
 			t = &(*t)->page_next;
 			continue;
 		}
@@ -166,13 +168,8 @@ static void validate_blocks(struct jit *j, struct jpage *p)
 		*t = (*t)->page_next;
 		killed = true;
 	}
-	if (killed) {
+	if (killed)
 		recount(p);
-		tb_new_gen(j);
-		/* The caller goes on under the new generation. */
-		key = j->v->jt.key >> 48 & 0xff;
-		j->v->jt.key = (u64)(key | j->gen[!!(key & KEY_USER)] << 8) << 48;
-	}
 }
 
 static bool same_granules(const struct jpage *p, u64 granules)
@@ -180,7 +177,7 @@ static bool same_granules(const struct jpage *p, u64 granules)
 	for (; granules; granules &= granules - 1) {
 		unsigned off = (unsigned)__builtin_ctzll(granules) * 64;
 
-		if (!same_granule(p->snap + off, p->hva + off))
+		if (!same_granule(p->snap[off / SNAP] + off % SNAP, p->hva + off))
 			return false;
 	}
 	return true;
@@ -191,6 +188,20 @@ void page_validate(struct jit *j, struct jpage *p)
 	if (!same_granules(p, p->granules))
 		validate_blocks(j, p);
 	p->epoch = j->epoch;
+}
+
+/* The copy of [off, off + len) becomes `from`. */
+static void snap_put(struct jpage *p, unsigned off, const u8 *from, unsigned len)
+{
+	while (len) {
+		unsigned part = (unsigned)SNAP - off % SNAP;
+
+		part = part < len ? part : len;
+		memcpy(p->snap[off / SNAP] + off % SNAP, from, part);
+		off += part;
+		from += part;
+		len -= part;
+	}
 }
 
 void page_add(struct jit *j, struct jpage *p, struct tb *tb)
@@ -206,10 +217,12 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	for (fresh = g & ~p->granules; fresh; fresh &= fresh - 1) {
 		unsigned off = (unsigned)__builtin_ctzll(fresh) * 64;
 
-		memcpy(p->snap + off, p->hva + off, 64);
+		if (!p->snap[off / SNAP])
+			p->snap[off / SNAP] = meta_alloc(j, SNAP);
+		memcpy(p->snap[off / SNAP] + off % SNAP, p->hva + off, 64);
 	}
 	for (unsigned n = 0; n < tb->n_ranges; n++) {
-		memcpy(p->snap + tb->range[n].off, b, tb->range[n].len);
+		snap_put(p, tb->range[n].off, b, tb->range[n].len);
 		b += tb->range[n].len;
 	}
 	p->granules |= g;
@@ -240,8 +253,6 @@ static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
 	}
 	if (killed) {
 		recount(p);
-		/* The next check_world() renews the generation. */
-		j->flushes--;
 		j->left = true;
 	}
 }

@@ -26,16 +26,35 @@ static struct tb *lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 	return tb;
 }
 
+static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
+{
+	struct guard **at = &j->guard_hash[(rip >> PAGE_SHIFT ^ key << 4 ^ (u32)local) & (GUARD_HASH - 1)], *g;
+
+	for (g = *at; g; g = g->next)
+		if (g->page == rip && g->hva == hva && g->key == key && g->local == local)
+			return (u32)(g - j->guards);
+	g = &j->guards[j->n_guards++];
+	*g = (struct guard){.page = rip, .hva = hva, .key = key, .local = local, .next = *at};
+	*at = g;
+	return (u32)(g - j->guards);
+}
+
+static struct jc_entry *jc_of(const struct jit *j, u64 rip)
+{
+	return &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
+}
+
 /*
- * The block at v's RIP, entered into the jump cache and the page guards. STEP_EXCP or STEP_EXIT from the fetch. The
+ * The block at v's RIP, entered into the jump cache; its page's guard holds. STEP_EXCP or STEP_EXIT from the fetch. The
  * jump cache is good while nothing of invariant 3 changes, and that is what the caller checked last.
  */
 int tb_find(struct vcpu *v, u32 key, struct tb **out)
 {
 	struct jit *j = v->jit;
 	u64 rip = v->r[R_RIP];
-	struct jp_entry *jp;
 	struct jc_entry *jc;
+	bool local;
+	u32 *cell;
 	struct jpage *page;
 	struct tb *tb;
 	const u8 *p;
@@ -68,36 +87,44 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 		j->hash[hash_of(rip, key)] = tb;
 	}
 	*out = tb;
-	/* What a flush of user pages alone would not take back stays out of the caches. */
-	if (!(key & KEY_USER) && v->mmu.pge &&
-	    (!tlb_exec_global(&v->mmu, rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
-	     (v->mmu.paging == PAGING_64 && !(rip >> 63))))
+	/* Without global pages every flush is one of all. */
+	local = (key & KEY_USER) ||
+	        (v->mmu.pge && (!tlb_exec_global(&v->mmu, rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
+	                        (v->mmu.paging == PAGING_64 && !(rip >> 63))));
+	if (unlikely(!tb->guard[local]))
+		tb->guard[local] = guard_get(j, rip & PAGE_MASK, page->hva, key, local);
+	cell = &j->front->cell[tb->guard[local]];
+	*cell = v->jt.gen[local];
+	j->local = local;
+	/* The jump cache of supervisor code compares with the generation of global pages. */
+	if (local != !!(key & KEY_USER))
 		return STEP_OK;
-	jc = &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
+	jc = jc_of(j, rip);
 	jc->tag = rip ^ v->jt.key;
 	jc->code = tb->code_nopoll;
-	jp = jp_of(j->front, rip, key);
-	jp->tag = jp_tag(rip, key);
-	jp->hva = (u64)(uintptr_t)page->hva;
+	jc->cell = cell;
 	return STEP_OK;
 }
 
 void tb_link(struct jit *j, u32 n, struct tb *to)
 {
 	struct site *s = &j->sites[n];
+	const struct tb *from = meta_ptr(j, s->from);
+	u8 *at = j->mem.rw + s->at;
 
-	if (s->from->dead || s->rip != to->rip || s->from->key != to->key)
+	if (from->dead || s->rip != to->rip || from->key != to->key)
 		return;
 	if (unlikely(j->chaos.on) && chaos_rnd(j, 4) == 0)
 		return;
-	if (s->add) {
-		u64 hva = (u64)(uintptr_t)to->hva - (to->rip & ~PAGE_MASK);
+	if (s->cross) {
+		u32 gen = (u32)offsetof(struct vcpu, jt.gen[0]) + 4 * j->local;
 
-		memcpy(s->add, &hva, 8);
-	} else if ((u64)(uintptr_t)to->hva - to->rip != (u64)(uintptr_t)s->from->hva - s->from->rip) {
+		memcpy(at - SITE_GEN, &gen, 4);
+		patch_rel(at - SITE_CELL, j->e.delta, (const u8 *)&j->front->cell[to->guard[j->local]]);
+	} else if ((u64)(uintptr_t)to->hva - to->rip != (u64)(uintptr_t)from->hva - from->rip) {
 		return;
 	}
-	patch_rel(s->at, j->e.delta, s->poll ? to->code : to->code_nopoll);
+	patch_rel(at, j->e.delta, s->poll ? to->code : to->code_nopoll);
 	/* A guarded site may move to another block of the same address: it then stands in both lists, which is
 	 * harmless. */
 	if (s->linked)
@@ -111,6 +138,7 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 /* Nothing leads to it any more (invariant 4); the caller takes it off its page. */
 void tb_kill(struct jit *j, struct tb *tb)
 {
+	struct jc_entry *jc = jc_of(j, tb->rip);
 	struct tb **p;
 
 	for (p = &j->hash[hash_of(tb->rip, tb->key)]; *p; p = &(*p)->next)
@@ -121,22 +149,21 @@ void tb_kill(struct jit *j, struct tb *tb)
 	for (u32 n = tb->links; n;) {
 		struct site *s = &j->sites[n - 1];
 
-		patch_rel(s->at, j->e.delta, s->unlinked);
+		patch_rel(j->mem.rw + s->at, j->e.delta, j->mem.rx + s->unlinked);
 		s->linked = false;
 		n = s->next;
 	}
 	tb->links = 0;
+	if (jc->code == tb->code_nopoll)
+		jc->tag = ~0ull;
 	tb->dead = true;
 	j->n.invalidated++;
 }
 
+/* Cells hold generations of the past, or 0. */
 void tb_new_gen(struct jit *j)
 {
-	/* Tags differ in bits 48-62 by key and generation, never in all of bits 48-63: two addresses cannot collide. */
-	j->gen[0] = (j->gen[0] + 1) & 0x7f;
-	if (j->gen[0] == 0)
-		memset(j->front->jc, 0xff, sizeof(j->front->jc));
-	memset(j->front->jp[0], 0xff, sizeof(j->front->jp[0]));
+	j->v->jt.gen[0]++;
 	j->n.gens++;
 	tb_new_gen_local(j);
 }
@@ -144,10 +171,7 @@ void tb_new_gen(struct jit *j)
 void tb_new_gen_local(struct jit *j)
 {
 	j->n.gens_local++;
-	j->gen[1] = (j->gen[1] + 1) & 0x7f;
-	if (j->gen[1] == 0)
-		memset(j->front->jc, 0xff, sizeof(j->front->jc));
-	memset(j->front->jp[1], 0xff, sizeof(j->front->jp[1]));
+	j->v->jt.gen[1]++;
 }
 
 void tb_flush(struct jit *j)
@@ -155,10 +179,17 @@ void tb_flush(struct jit *j)
 	/* The pages stay watched: another vCPU may hold code of them. A store to one that nobody knows ends that. */
 	memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
 	memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
-	j->meta_used = 0;
-	j->n_calls = j->n_sites = 0;
+	memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
+	memset(j->front->cell, 0, j->n_guards * sizeof(*j->front->cell));
+	for (unsigned n = 0; n < DECODED; n++)
+		j->decoded[n].call = 0;
+	j->meta_used = 16; /* 0 is no address */
+	j->n_calls = j->n_sites = j->link = 0;
+	j->n_guards = 1; /* guard 0 never holds */
 	j->e.p = j->code_start;
+	j->cold.p = j->cold_start;
 	memset(j->front->jc, 0xff, sizeof(j->front->jc));
+	j->v->jt.gen[0] = j->v->jt.gen[1] = 0;
 	tb_new_gen(j);
 	j->need_flush = false;
 	j->n.flushes++;

@@ -87,10 +87,16 @@ static u32 call_of(struct trans *c, unsigned k)
 	if (c->call[k])
 		return c->call[k] - 1;
 	call = &j->calls[j->n_calls];
-	call->insn = c->insn[k];
-	call->rip = c->rip[k];
-	call->tb = c->tb;
+	call->tb = meta_at(j, c->tb);
+	call->off = (u16)(c->rip[k] - c->tb->rip);
 	call->sys = c->sys[k];
+	call->insn = 0;
+	if (c->nat[k].cls == K_HANDLER) {
+		struct insn *i = meta_alloc(j, sizeof(*i));
+
+		*i = c->insn[k];
+		call->insn = meta_at(j, i);
+	}
 	c->call[k] = ++j->n_calls;
 	return c->call[k] - 1;
 }
@@ -407,69 +413,52 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->lookup = false;
 }
 
-/* [rip + displacement to `at`] as the operand of a 64-bit CMP with `reg`. */
-static void emit_cmp_front(struct emit *e, unsigned reg, const void *at)
-{
-	e1(e, (u8)(0x48 | (reg >= 8 ? 4 : 0)));
-	e1(e, 0x3b);
-	e1(e, (u8)((reg & 7) << 3 | 5));
-	e4(e, (u32)((const u8 *)at - (emit_rx(e) + 4)));
-}
-
-static u32 new_site(struct trans *c, u64 rip, u8 *at)
+/* The site that jumps by `at` (writable view); unlinked it goes on to a stub out of line, which asks for the link. */
+static void new_site(struct trans *c, u64 rip, u8 *at, bool cross, bool poll)
 {
 	struct jit *j = c->j;
 	struct site *s = &j->sites[j->n_sites];
 
 	memset(s, 0, sizeof(*s));
 	s->rip = rip;
-	s->at = at;
-	s->from = c->tb;
-	s->poll = rip <= c->tb->rip;
-	return j->n_sites++;
+	s->at = (u32)(at - j->mem.rw);
+	s->from = meta_at(j, c->tb);
+	s->poll = poll || rip <= c->tb->rip;
+	s->cross = cross;
+	s->unlinked = (u32)(emit_rx(&j->cold) - j->mem.rx);
+	patch_rel(at, j->cold.delta, emit_rx(&j->cold));
+	if (cross) {
+		patch_rel(at - SITE_CELL, j->cold.delta, (const u8 *)&j->front->cell[0]);
+		patch_rel(at - 5, j->cold.delta, emit_rx(&j->cold));
+	}
+	emit_const(&j->cold, H_R8, j->n_sites);
+	emit_jmp(&j->cold, 0xe9, j->leave_link);
+	j->n_sites++;
 }
 
 /* What a jump to `rip` does: `at` is the displacement that leads here, or NULL when this code is fallen into. */
-static void emit_exit(struct trans *c, u8 *at, u64 rip)
+static void emit_exit(struct trans *c, u8 *at, u64 rip, bool poll)
 {
-	struct jit *j = c->j;
 	struct emit *e = &c->e;
-	bool same = ((rip ^ c->tb->rip) & PAGE_MASK) == 0;
-	u32 site;
 
-	if (at && !same)
-		patch_rel(at, e->delta, emit_rx(e));
-	if (same && !at)
-		at = emit_jmp(e, 0xe9, NULL);
-	if (!same) {
-		struct jp_entry *jp = jp_of(j->front, rip, c->key);
-		u8 *f1, *f2, *add;
-
-		emit_const(e, H_R8, jp_tag(rip, c->key));
-		emit_cmp_front(e, H_R8, &jp->tag);
-		f1 = emit_jcc(e, 5, NULL);
-		e1(e, 0x49); /* mov r8, imm64: filled in by tb_link() */
-		e1(e, 0xb8);
-		add = e->p;
-		e8(e, 0);
-		emit_cmp_front(e, H_R8, &jp->hva);
-		f2 = emit_jcc(e, 5, NULL);
-		at = emit_jmp(e, 0xe9, NULL);
-		site = new_site(c, rip, at);
-		j->sites[site].add = add;
-		patch_rel(f1, e->delta, emit_rx(e));
-		patch_rel(f2, e->delta, emit_rx(e));
-	} else {
-		site = new_site(c, rip, at);
+	if (((rip ^ c->tb->rip) & PAGE_MASK) == 0) {
+		new_site(c, rip, at ? at : emit_jmp(e, 0xe9, NULL), false, poll);
+		return;
 	}
-	patch_rel(at, e->delta, emit_rx(e));
-	j->sites[site].unlinked = emit_rx(e);
-	emit_const(e, H_R8, site);
-	emit_jmp(e, 0xe9, j->leave_link);
+	if (at)
+		patch_rel(at, e->delta, emit_rx(e));
+	static_assert(offsetof(struct vcpu, jt.gen) > 127, "SITE_GEN: a long displacement");
+	encode(e, 0, 0, 0x8b, H_R8, rm_mem(H_R15, VOFF(jt.gen)));
+	e1(e, 0x44); /* cmp r8d, [rip + cell] */
+	e1(e, 0x3b);
+	e1(e, 0x05);
+	e4(e, 0);
+	emit_jcc(e, 5, NULL);
+	new_site(c, rip, emit_jmp(e, 0xe9, NULL), true, poll);
 }
 
 /* Jump to the address in R8 through the jump cache. */
-static void emit_jump_cache(struct jit *j, struct emit *e)
+static void emit_jump_cache(struct jit *j, struct emit *e, bool user)
 {
 	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
 	e1(e, 0x83);
@@ -483,8 +472,8 @@ static void emit_jump_cache(struct jit *j, struct emit *e)
 	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R10)); /* xor r10, r8 */
 	encode(e, 0, 0, 0x81, 4, rm_reg(H_R10));        /* and r10d, JC_SIZE - 1 */
 	e4(e, JC_SIZE - 1);
-	encode(e, 0, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10d, 4 */
-	e1(e, 4);
+	encode(e, 0, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10d, 5 */
+	e1(e, 5);
 	e1(e, 0x4c); /* lea r11, [rip + jc] */
 	e1(e, 0x8d);
 	e1(e, 0x1d);
@@ -494,12 +483,16 @@ static void emit_jump_cache(struct jit *j, struct emit *e)
 	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R11));     /* xor r11, r8 */
 	encode(e, ENC_W, 0, 0x3b, H_R11, rm_mem(H_R10, 0)); /* cmp r11, [r10] */
 	emit_jcc(e, 5, j->leave_lookup);
+	emit_load(e, H_R11, H_R10, 16); /* does its page's guard hold? */
+	encode(e, 0, 0, 0x8b, H_R11, rm_mem(H_R11, 0));
+	encode(e, 0, 0, 0x3b, H_R11, rm_mem(H_R15, VOFF(jt.gen[0]) + 4 * user));
+	emit_jcc(e, 5, j->leave_lookup);
 	encode(e, 0, 0, 0xff, 4, rm_mem(H_R10, 8)); /* jmp [r10 + 8] */
 }
 
-void emit_jump_stub(struct jit *j, struct emit *e)
+void emit_jump_stub(struct jit *j, struct emit *e, bool user)
 {
-	emit_jump_cache(j, e);
+	emit_jump_cache(j, e, user);
 }
 
 /* R8, the target of an indirect branch, must be canonical; else the handler raises #GP. */
@@ -569,7 +562,7 @@ static void emit_landing(struct trans *c, u64 ret)
 		encode(e, ENC_W, 0, 0x39, H_R10, rm_reg(H_R8));
 	}
 	emit_jcc(e, 5, c->j->ret_miss);
-	emit_exit(c, NULL, ret);
+	emit_exit(c, NULL, ret, false);
 }
 
 static u64 wrap(const struct trans *c, u64 rip)
@@ -604,7 +597,7 @@ static void emit_calli(struct trans *c, unsigned k)
 	at = emit_jmp(e, 0xe8, NULL);
 	emit_landing(c, ret);
 	patch_rel(at, e->delta, emit_rx(e));
-	emit_jump_cache(c->j, e);
+	emit_jump_cache(c->j, e, c->key & KEY_USER);
 }
 
 static void emit_ret(struct trans *c, unsigned k)
@@ -769,7 +762,7 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_JMPI:
 		flags_give(c, k);
 		emit_target(c, k);
-		emit_jump_cache(c->j, e);
+		emit_jump_cache(c->j, e, c->key & KEY_USER);
 		break;
 	case K_CALL:
 		emit_call(c, k);
@@ -969,22 +962,14 @@ static void emit_slow(struct trans *c, const struct slow *s)
 	if (c->mx_after[s->last])
 		vec_mx_on(c);
 	if (c->host_after[s->last])
-		flags_restore(e);
+		emit_jmp(e, 0xe8, c->j->flags_stub);
 	emit_jmp(e, 0xe9, c->resume[s->last]);
 }
 
 static void emit_out_of_line(struct trans *c)
 {
-	struct emit *e = &c->e;
-	u32 site;
+	struct emit *e = &c->e, hot;
 
-	for (unsigned n = 0; n < c->n_slow; n++)
-		emit_slow(c, &c->slow[n]);
-	if (c->deep_at) {
-		patch_rel(c->deep_at, e->delta, emit_rx(e));
-		emit_ret_base(c->j, e);
-		emit_jmp(e, 0xe9, c->deep_back);
-	}
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
@@ -1006,10 +991,19 @@ static void emit_out_of_line(struct trans *c)
 			emit_jmp(e, 0xe9, c->j->leave_lookup);
 			continue;
 		}
-		site = c->j->n_sites;
-		emit_exit(c, x->at, x->rip);
-		c->j->sites[site].poll |= x->poll;
+		emit_exit(c, x->at, x->rip, x->poll);
 	}
+	hot = *e;
+	*e = c->j->cold;
+	for (unsigned n = 0; n < c->n_slow; n++)
+		emit_slow(c, &c->slow[n]);
+	if (c->deep_at) {
+		patch_rel(c->deep_at, e->delta, emit_rx(e));
+		emit_ret_base(c->j, e);
+		emit_jmp(e, 0xe9, c->deep_back);
+	}
+	c->j->cold = *e;
+	*e = hot;
 }
 
 /* The bottom frame of the host stack: RETs that find no other come to ret_miss. */
@@ -1047,7 +1041,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	struct tb *tb = meta_alloc(j, sizeof(*tb));
 	struct emit *e = &c->e;
 	unsigned total = 0;
-	u8 *bytes, *begin, *poll;
+	u8 *bytes, *begin, *cold, *poll;
 
 	memset(c, 0, offsetof(struct trans, insn));
 	memset(tb, 0, sizeof(*tb));
@@ -1065,10 +1059,11 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	liveness(c);
 	for (unsigned n = 0; n < c->n_range; n++)
 		total += c->range[n].len;
-	bytes = meta_alloc(j, total);
-	tb->bytes = bytes;
 	tb->n_ranges = (u8)c->n_range;
-	memcpy(tb->range, c->range, sizeof(tb->range));
+	tb->range = meta_alloc(j, c->n_range * sizeof(*tb->range) + total);
+	memcpy(tb->range, c->range, c->n_range * sizeof(*tb->range));
+	bytes = (u8 *)(tb->range + c->n_range);
+	tb->bytes = bytes;
 	memcpy(bytes, c->bytes, c->range[0].len);
 	bytes += c->range[0].len;
 	/* Should these change before the next validation, it finds out; look() compared what it decoded. */
@@ -1078,6 +1073,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	}
 
 	begin = e->p;
+	cold = j->cold.p;
 	tb->code = emit_rx(e);
 	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
 	e1(e, 0x83);
@@ -1106,13 +1102,14 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		if (c->host && c->live_out[c->n - 1])
 			flags_save(e);
 		vec_flush(c);
-		emit_exit(c, NULL, c->end_rip);
+		emit_exit(c, NULL, c->end_rip, false);
 	}
 	emit_out_of_line(c);
-	patch_rel(poll, e->delta, emit_rx(e));
-	emit_const(e, H_R8, rip);
-	emit_jmp(e, 0xe9, j->leave_lookup);
+	patch_rel(poll, e->delta, emit_rx(&j->cold));
+	emit_const(&j->cold, H_R8, rip);
+	emit_jmp(&j->cold, 0xe9, j->leave_lookup);
 	tb->code_len = (u32)(e->p - begin);
+	j->n.code_bytes += (u64)(j->cold.p - cold);
 	tb->n_insns = (u16)c->n;
 	tb->loops = c->loop_top;
 	j->n.code_bytes += tb->code_len;

@@ -92,7 +92,7 @@ void emit_ea(struct trans *c, unsigned k);
 void slow_at(struct trans *c, unsigned k, u8 *at);
 struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
-void emit_jump_stub(struct jit *j, struct emit *e);
+void emit_jump_stub(struct jit *j, struct emit *e, bool user);
 
 /* div.c */
 void div_emit(struct trans *c, unsigned k);
