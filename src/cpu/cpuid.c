@@ -217,7 +217,7 @@ void cpuid_leaf(u32 leaf, u32 subleaf, u32 out[4])
 		out[D] = BIT(8); /* invariant TSC */
 		break;
 	case 0x80000008u:
-		out[A] = 48u << 8 | PHYS_BITS;
+		out[A] = 48u << 8 | PHYS_BITS_OFFERED;
 		out[B] = model.x8b;
 		break;
 	case 0x80000021u:

@@ -97,7 +97,7 @@ static int write_cr3(struct vcpu *v, u64 val)
 		val &= ~BIT(63);
 	}
 	if (v->mode == MODE_64) {
-		if (val & ~PHYS_MASK)
+		if (val & ~v->mmu.phys_mask)
 			return gp0(v);
 	} else {
 		val = (u32)val;

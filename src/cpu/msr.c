@@ -253,7 +253,7 @@ static int write_efer(struct vcpu *v, u64 val, bool host)
 
 static int write_apic_base(struct vcpu *v, u64 val, bool host)
 {
-	if ((val & 0xff) || (val & ~PHYS_MASK))
+	if ((val & 0xff) || (val & ~v->mmu.phys_mask))
 		return -1;
 	/* GAP(x2apic): bits 10 and 9 are reserved until there is a local APIC. */
 	if (val & (BIT(9) | BIT(10)))
@@ -278,9 +278,9 @@ static int write_mtrr(struct vcpu *v, u32 msr, u64 val)
 	if (n >= 2 * MTRR_VARS)
 		return -1;
 	if (n & 1) {
-		if (val & ~(PHYS_MASK & PAGE_MASK) & ~BIT(11))
+		if (val & ~(v->mmu.phys_mask & PAGE_MASK) & ~BIT(11))
 			return -1;
-	} else if ((val & ~(PHYS_MASK & PAGE_MASK) & ~0xffull) || !mem_type_ok(val & 0xff)) {
+	} else if ((val & ~(v->mmu.phys_mask & PAGE_MASK) & ~0xffull) || !mem_type_ok(val & 0xff)) {
 		return -1;
 	}
 	v->mtrr_var[n] = val;

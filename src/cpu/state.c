@@ -238,7 +238,7 @@ const char *cpu_check_state(const struct vcpu *v)
 		return "long mode without CR4.PAE";
 	if ((v->cr4 & CR4_PCIDE) && !lma)
 		return "CR4.PCIDE outside long mode";
-	if (lma && (v->cr3 & ~PHYS_MASK))
+	if (lma && (v->cr3 & ~v->mmu.phys_mask))
 		return "reserved bit in CR3";
 	if (!(v->rflags & FLAGS_FIXED) || (v->rflags & ~FLAGS_ALL))
 		return "reserved bit in RFLAGS";

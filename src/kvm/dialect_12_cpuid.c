@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "../base/usercopy.h"
+#include "../x86/pte.h"
 
 /* ---- offered -------------------------------------------------------------------------------------------------------
  */
@@ -235,6 +236,16 @@ static bool same_table(struct vcpu *v, const struct kvm_cpuid_entry2 *e, unsigne
 	return true;
 }
 
+void cpuid12_phys_bits(struct kvm_vcpu *kv)
+{
+	const struct kvm_cpuid_entry2 *top = cpuid12_find(kv->x12, 0x80000000u, 0);
+	const struct kvm_cpuid_entry2 *e =
+	        top && top->eax >= 0x80000008u ? cpuid12_find(kv->x12, 0x80000008u, 0) : NULL;
+	unsigned bits = e ? e->eax & 0xff : 36;
+
+	kv->cpu.mmu.phys_mask = bits < PHYS_BITS ? BIT(bits) - 1 : PHYS_MASK;
+}
+
 long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct vcpu12 *x = kv->x12;
@@ -265,6 +276,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 	x->cpuid_xcr0 = xsave ? xsave->eax | (u64)xsave->edx << 32 : 0;
 	pv = cpuid12_find(x, KVM_CPUID_FEATURES, 0);
 	x->pv_features = pv ? pv->eax : 0;
+	cpuid12_phys_bits(kv);
 	rc = 0;
 out:
 	free(e);

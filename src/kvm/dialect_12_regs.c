@@ -143,12 +143,12 @@ void sregs_out(struct vcpu *v, struct kvm_sregs *s)
 		s->interrupt_bitmap[irq / 64] |= BIT(irq % 64);
 }
 
-static bool sregs_valid(const struct kvm_sregs *s)
+static bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
 {
 	if ((s->efer & EFER_LME) && (s->cr0 & CR0_PG)) {
 		if (!(s->cr4 & CR4_PAE) || !(s->efer & EFER_LMA))
 			return false;
-		if (s->cr3 & ~PHYS_MASK)
+		if (s->cr3 & ~v->mmu.phys_mask)
 			return false;
 	} else if ((s->efer & EFER_LMA) || s->cs.l) {
 		return false;
@@ -162,7 +162,7 @@ static bool sregs_valid(const struct kvm_sregs *s)
 	if (s->cr8 > 15)
 		return false;
 	/* The local APIC: its address inside what the processor can address, x2APIC only when it is on. */
-	if ((s->apic_base & 0x2ff) || (s->apic_base & ~PHYS_MASK) ||
+	if ((s->apic_base & 0x2ff) || (s->apic_base & ~v->mmu.phys_mask) ||
 	    (s->apic_base & (APIC_BASE_ENABLE | BIT(10))) == BIT(10))
 		return false;
 	return true;
@@ -194,7 +194,7 @@ static void sregs_common_in(struct kvm_vcpu *kv, const struct kvm_sregs *s)
 
 int sregs_in(struct kvm_vcpu *kv, const struct kvm_sregs *s)
 {
-	if (!sregs_valid(s))
+	if (!sregs_valid(&kv->cpu, s))
 		return -EINVAL;
 	sregs_common_in(kv, s);
 	for (unsigned n = 0; n < 4; n++)
@@ -256,7 +256,7 @@ long set_sregs2(struct kvm_vcpu *kv, unsigned long arg)
 	pdptrs = s2.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID;
 	if (pdptrs && !((s.cr0 & CR0_PG) && (s.cr4 & CR4_PAE) && !(s.efer & EFER_LMA)))
 		return -EINVAL;
-	if (!sregs_valid(&s))
+	if (!sregs_valid(&kv->cpu, &s))
 		return -EINVAL;
 	sregs_common_in(kv, &s);
 	if (pdptrs) {

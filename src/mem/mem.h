@@ -103,6 +103,7 @@ struct mmu {
 	/* What paging does, kept by cpu/ through mmu_configure(). */
 	enum paging paging;
 	bool wp, nx, smep, smap, pse, pge, pcide, gbpages;
+	u64 phys_mask; /* the bits of a physical address; the others are reserved in tables */
 	u64 cr3;
 	u64 pdpte[4];          /* PAE: loaded at MOV CR3 */
 	enum tlb_ctx ctx;      /* context of explicit data accesses now */

@@ -8,12 +8,15 @@
 
 #include <string.h>
 
+#include "../x86/pte.h"
+
 #define TLB_DEAD 3ull
 
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 {
 	memset(m, 0, sizeof(*m));
 	m->vm = vm;
+	m->phys_mask = PHYS_MASK;
 	m->ops = ops;
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)

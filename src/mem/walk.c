@@ -80,7 +80,7 @@ static u32 walk_32(const struct mmu *m, gva_t gva, struct walk *w)
 /* PAE (levels 2, 1) and 4-level (levels 4 to 1) tables, from the table at `table`. */
 static u32 walk_64(const struct mmu *m, gva_t gva, gpa_t table, unsigned level, struct walk *w)
 {
-	u64 rsvd = (0x000fffffffffffffull & ~PHYS_MASK) | (m->nx ? 0 : PTE_NX);
+	u64 rsvd = (0x000fffffffffffffull & ~m->phys_mask) | (m->nx ? 0 : PTE_NX);
 
 	if (m->paging == PAGING_PAE)
 		rsvd |= 0x7ff0000000000000ull;
@@ -97,7 +97,7 @@ static u32 walk_64(const struct mmu *m, gva_t gva, gpa_t table, unsigned level, 
 		w->writable &= !!(e & PTE_W);
 		w->user &= !!(e & PTE_U);
 		w->nx |= !!(e & PTE_NX);
-		table = e & PHYS_MASK & PAGE_MASK;
+		table = e & m->phys_mask & PAGE_MASK;
 		if (level > 1 && (e & PTE_PS)) {
 			u64 low = BIT(shift) - 1;
 
@@ -106,7 +106,7 @@ static u32 walk_64(const struct mmu *m, gva_t gva, gpa_t table, unsigned level, 
 			if (level == 4 || (level == 3 && !m->gbpages) || (e & low & ~0x1fffull))
 				return PF_P | PF_RSVD;
 			w->bits = shift;
-			w->gpa = (e & PHYS_MASK & ~low) | (gva & low);
+			w->gpa = (e & m->phys_mask & ~low) | (gva & low);
 			return WALK_OK;
 		}
 		if (level == 1) {
@@ -134,10 +134,10 @@ static u32 walk(const struct mmu *m, gva_t gva, struct walk *w)
 
 		if (!(pdpte & PTE_P))
 			return 0;
-		return walk_64(m, gva, pdpte & PHYS_MASK & PAGE_MASK, 2, w);
+		return walk_64(m, gva, pdpte & m->phys_mask & PAGE_MASK, 2, w);
 	}
 	default:
-		return walk_64(m, gva, m->cr3 & PHYS_MASK & PAGE_MASK, 4, w);
+		return walk_64(m, gva, m->cr3 & m->phys_mask & PAGE_MASK, 4, w);
 	}
 }
 
@@ -247,7 +247,7 @@ bool mmu_load_pdptes(struct mmu *m, u64 cr3)
 		if (!read_entry(m, (cr3 & 0xffffffe0u) + 8 * n, 8, &val[n]))
 			return false;
 		/* Reserved: 2:1, 8:5 and all above the physical width (SDM vol. 3, 4.4.1). */
-		if ((val[n] & PTE_P) && (val[n] & (0x1e6 | ~PHYS_MASK)))
+		if ((val[n] & PTE_P) && (val[n] & (0x1e6 | ~m->phys_mask)))
 			return false;
 	}
 	for (unsigned n = 0; n < 4; n++)

@@ -17,8 +17,10 @@
 #define PTE_G BIT(8)
 #define PTE_NX BIT(63)
 
-/* Widest physical address the model processor has; CPUID 0x80000008 reports the same. */
+/* Widest physical address there is room for in memory slots. */
 #define PHYS_BITS 48
+/* What CPUID 0x80000008 offers: a terabyte is plenty, and firmware maps all that it is offered (doc/decisions.md). */
+#define PHYS_BITS_OFFERED 40
 #define PHYS_MASK (BIT(PHYS_BITS) - 1)
 
 #endif

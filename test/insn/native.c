@@ -14,6 +14,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "../../src/base/fptrap.h"
 #include "../../src/cpu/cpu.h"
 #include "insn_test.h"
 
@@ -104,6 +105,8 @@ static void handler(int sig, siginfo_t *si, void *ctx)
 {
 	ucontext_t *uc = ctx;
 
+	if (sig == SIGFPE && fp_trap_signal(ctx))
+		return;
 	if (stage == 1) {
 		stage = 2;
 		load(uc);
@@ -162,6 +165,7 @@ void native_init(void)
 	sigfillset(&sa.sa_mask);
 	for (unsigned n = 0; n < ARRAY_SIZE(sigs); n++)
 		sigaction(sigs[n], &sa, NULL);
+	fp_trap_guarded();
 	/* 32-bit code needs data segments; 64-bit code does not look at them. */
 	asm volatile("mov %0, %%ds\n\tmov %0, %%es" : : "r"(sel));
 	syscall(SYS_arch_prctl, ARCH_GET_FS, &native_fs_base);

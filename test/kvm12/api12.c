@@ -71,6 +71,33 @@ TEST(port_reads)
 	guest_close(&g);
 }
 
+/* How wide a physical address is, the CPUID table that the client set decides; 36 bits before it set one. */
+TEST(physical_address_width)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[2];
+	} c = {.head.nent = 2,
+	       .e = {{.function = 0x80000000u, .eax = 0x80000008u}, {.function = 0x80000008u, .eax = 0x3028}}};
+	struct kvm_sregs s;
+	struct guest g;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cr0 = 0x80000011u;
+	s.cr4 = 0x20;
+	s.efer = 0x500;
+	s.cr3 = 1ull << 35;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	s.cr3 = 1ull << 39;
+	CHECK_ERR(kioctl(g.vcpu, KVM_SET_SREGS, &s), EINVAL);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	s.cr3 = 1ull << 40;
+	CHECK_ERR(kioctl(g.vcpu, KVM_SET_SREGS, &s), EINVAL);
+	guest_close(&g);
+}
+
 /* INS and OUTS with REP: however the elements are cut into exits, all come once and in order. */
 TEST(string_io)
 {
