@@ -48,6 +48,7 @@ help:
 	@echo "make boot         boots Debian's cloud kernel: to a shell on a terminal, else through a self-check"
 	@echo 'make check        runs all tests'
 	@echo 'make check-quick  runs the tests that take seconds'
+	@echo 'make check-nightly runs 1 billion random instructions (SEED= replays) and boots with every block compared'
 	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
 	@echo "make check-selftests builds the KVM selftests of Linux 6.1 and runs them"
 	@echo "make bench        runs the workloads natively, under QEMU's TCG and under devkvm, side by side"

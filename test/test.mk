@@ -47,7 +47,7 @@ $(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(
 
 # Random programs, interpreter against translator.
 JIT_RANDOM := $(T)/jit-random
-$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver -o $@ $^ $(ENGINE_LIBS)
@@ -135,10 +135,11 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'instructions, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/insn --cases $(if $(SAN),30000,300000)' \
 	'engine: loop, MMIO, changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(ENGINE_TEST)' \
 	'system snippets, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/system' \
-	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --programs $(if $(SAN),1000,20000)'
+	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,10000000)' \
+	'checks of the translator find a wrong one$(NOTE)=test/jit/spoil-test $(BUILD)'
 
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
-	'boot=test/boot/boot-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
+	'boot=test/boot/boot-test $(BUILD)' 'boot in lockstep=test/boot/lockstep-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
 
 # The kernel's own tests of KVM, built unmodified outside the tree.
 SELFTESTS := 'KVM selftests of Linux 6.1=test/selftests/run $(BUILD)' \
@@ -159,7 +160,15 @@ check: test-programs
 	@mapfile -t san <$(BUILD)/quick-san; \
 	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(SELFTESTS) $(BOOT_SUITES)
 
+# Hours: random programs, 1 billion instructions (INSNS=), from a seed of the day or SEED=; the boots with every run of
+# every block compared.
+INSNS ?= 1000000000
+check-nightly: all $(JIT_RANDOM)
+	@tools/need $(DEPS_BOOT)
+	$(JIT_RANDOM) --insns $(INSNS) --progress $(if $(SEED),--seed $(SEED))
+	test/boot/lockstep-test $(BUILD) --full
+
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-quick check-oracle check-selftests test-programs print-quick
+.PHONY: check check-quick check-nightly check-oracle check-selftests test-programs print-quick

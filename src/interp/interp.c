@@ -710,7 +710,7 @@ static inline int run_some(struct vcpu *v, bool once)
 	}
 }
 
-int interp_walk(struct vcpu *v, unsigned max, unsigned *done)
+int interp_walk(struct vcpu *v, unsigned max, bool (*not_this)(const struct insn *), unsigned *done)
 {
 	const struct insn *i, *end;
 	struct block *b;
@@ -726,6 +726,8 @@ int interp_walk(struct vcpu *v, unsigned max, unsigned *done)
 			u64 next = v->r[R_RIP] + i->len;
 			u8 shadow = v->shadow;
 
+			if (not_this(i))
+				return STEP_JUMP;
 			rc = i->fn(v, i);
 			if (rc > STEP_JUMP)
 				return rc;

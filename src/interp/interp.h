@@ -30,8 +30,9 @@ int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instructio
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */
 bool interp_bind(struct insn *i);                               /* chooses the handler */
 /* For a check of another engine: instructions one after the other from RIP, at most `max`, up to the first that jumps,
- * posts MMIO, faults or stops. Nothing is delivered and no event looked at. *done: how many are complete. */
-int interp_walk(struct vcpu *v, unsigned max, unsigned *done);
+ * posts MMIO, faults or stops, and before one that `not_this` names. Nothing is delivered and no event looked at.
+ * *done: how many are complete. */
+int interp_walk(struct vcpu *v, unsigned max, bool (*not_this)(const struct insn *), unsigned *done);
 /* Instructions after which nothing in a block can run. */
 bool interp_ends_block(const struct insn *i);
 /* Counts entries to the loop, interrupts delivered, and changes of memory: code that others wrote is seen then. */

@@ -63,6 +63,8 @@ struct lockstep {
 	bool first, tables, stray, full;
 	gva_t stray_gva;
 	u64 carry_rip, carry_flags, carry_insns, exact_flags; /* the interpreter's flags behind the last block */
+	const struct tb *prev;                                /* the block before, unless a flush took it */
+	u64 prev_flushes;
 	bool failed;
 	u64 n_checked, n_partial, n_unchecked;
 	u32 rnd;
@@ -105,9 +107,18 @@ void lockstep_destroy(struct jit *j)
 	j->lockstep = NULL;
 }
 
-bool lockstep_alone(const struct jit *j, const struct insn *i, const struct nat *n)
+/* Instructions that must not run twice. */
+static bool has_effects(const struct insn *i)
 {
 	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_IN:
+	case ZYDIS_MNEMONIC_OUT:
+	case ZYDIS_MNEMONIC_RDMSR:
+	case ZYDIS_MNEMONIC_WRMSR:
+	case ZYDIS_MNEMONIC_CPUID:
+	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_VMCALL:
+	case ZYDIS_MNEMONIC_VMMCALL:
 	case ZYDIS_MNEMONIC_RDTSC:
 	case ZYDIS_MNEMONIC_RDTSCP:
 	case ZYDIS_MNEMONIC_RDRAND:
@@ -120,6 +131,13 @@ bool lockstep_alone(const struct jit *j, const struct insn *i, const struct nat 
 	case ZYDIS_MNEMONIC_OUTSD:
 		return true;
 	}
+	return false;
+}
+
+bool lockstep_alone(const struct jit *j, const struct insn *i, const struct nat *n)
+{
+	if (has_effects(i))
+		return true;
 	if (i->flags & (INSN_REP | INSN_REPNE))
 		return n->cls == K_HANDLER;
 	return n->cls == K_HANDLER && (op_sys_find(i) || op_flow_find(i));
@@ -274,7 +292,7 @@ static void walk(struct vcpu *v, struct lockstep *l, unsigned most, bool loop)
 	l->first = true;
 	l->steps = 0;
 	do {
-		l->rc = interp_walk(v, most, &done);
+		l->rc = interp_walk(v, most, has_effects, &done);
 		l->steps += done;
 	} while (loop && l->rc <= STEP_JUMP && v->r[R_RIP] == top && !v->mmu.n_writes && l->steps < STEPS_MAX);
 	if (l->rc == STEP_EXIT)
@@ -377,11 +395,11 @@ static bool find_prefix(struct vcpu *v, struct lockstep *l, const struct tb *tb,
 	l->first = true;
 	atomic_fetch_or(&v->events, (u32)EV_CHECK);
 	while (!found && total < STEPS_MAX + 2 * TB_INSNS) {
-		int rc = interp_walk(v, 1, &done);
+		int rc = interp_walk(v, 1, has_effects, &done);
 
 		clear_events(v);
 		total += done;
-		if (rc > STEP_JUMP)
+		if (rc > STEP_JUMP || !done)
 			break;
 		if (v->r[R_RIP] != l->jit.r[R_RIP] || memcmp(v->r, l->jit.r, sizeof(v->r)))
 			continue;
@@ -475,6 +493,18 @@ static void report(struct vcpu *v, struct lockstep *l, const struct tb *tb, u32 
 				        (unsigned long long)ld8(l->page[n].hva + k));
 }
 
+/* The block that ran before: where flags went wrong that show only now. */
+static void report_prev(const struct vcpu *v, const struct lockstep *l)
+{
+	const struct tb *p = l->prev;
+
+	if (!p || l->prev_flushes != v->jit->n.flushes)
+		return;
+	fprintf(stderr, "  the block before: rip %#llx\n", (unsigned long long)p->rip);
+	hex("guest code", p->bytes, p->range[0].len);
+	hex("host code", p->code, p->code_len);
+}
+
 static int fail(struct vcpu *v, struct lockstep *l)
 {
 	l->failed = true;
@@ -498,6 +528,7 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 	j->front->jc[(tb->rip ^ tb->rip >> PAGE_SHIFT) & (JC_SIZE - 1)].tag = ~0ull;
 	if (v->r[R_RIP] != l->carry_rip || v->rflags != l->carry_flags || v->n_insns != l->carry_insns)
 		l->exact_flags = v->rflags;
+	l->carry_rip = ~0ull;
 	if (tb->unchecked) {
 		l->n_unchecked++;
 		/* Its handler may read all flags. */
@@ -507,6 +538,7 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 			        "%#llx\n",
 			        (unsigned long long)l->exact_flags, (unsigned long long)v->rflags,
 			        (unsigned long long)tb->rip);
+			report_prev(v, l);
 			return fail(v, l);
 		}
 		left = run_jit(v, l, key, tb);
@@ -535,8 +567,12 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 	tb->checks++;
 	if (!ok) {
 		report(v, l, tb, left);
+		if ((l->start.rflags ^ l->exact_flags) & FLAGS_ARITH)
+			report_prev(v, l);
 		return fail(v, l);
 	}
+	l->prev = tb;
+	l->prev_flushes = j->n.flushes;
 	l->carry_rip = v->r[R_RIP];
 	l->carry_flags = v->rflags;
 	l->carry_insns = v->n_insns;

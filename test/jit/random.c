@@ -1,12 +1,24 @@
 /*
  * random.c: random programs, interpreter against translator.
  *
- * A program is 5 to 200 instructions of integer, stack, branch and SSE/AVX code with loops and calls, laid across page
- * borders now and then. Both engines run it from the same state, several times over (so that links, jump cache and
- * return prediction take part), and registers, flags, vector registers, MXCSR and memory are compared at its end. The
- * end is HLT or the first exception; at an exception arithmetic flags are not compared (GAP(dead-flags), trans.c).
+ * A program (gen.c) runs on an interpreting vCPU and on a translating one, from the same state, several times over (so
+ * that links, jump cache and return prediction take part). At each fault, exit and at the end everything is compared:
+ * registers, flags, segments, x87, SSE and AVX state, MXCSR, data, the program itself. After a fault both go on behind
+ * it. Interrupts come at any time; their handler changes every register and gives them back, so that a wrong state at
+ * any instruction shows later.
  *
- *   random [--seed N] [--programs N] [--only N] [--show]
+ * Modes: 64-bit code at CPL 3 and 0, compatibility mode, 32-bit protected mode at CPL 3 and 0, 16-bit protected mode,
+ * real mode. Translators: plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
+ *
+ * The one tolerance: at a fault the arithmetic flags are not compared, and the translator gets the interpreter's
+ * (GAP(dead-flags), trans.c).
+ *
+ *   random [--seed N] [--programs N | --insns N] [--progress] [--no-timer] [--mode NAME]
+ *          [--variant NAME] [--show]
+ *
+ * Programs come in batches, whose number of programs is fixed; each batch starts with empty caches from a seed of its
+ * own, which is printed when it fails: `--seed S --programs 256 --no-timer` replays it. What came by the timer alone
+ * does not come again.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -14,535 +26,133 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../../src/jit/emit.h"
-#include "../../src/jit/jit.h"
+#include "../../src/jit/jit_impl.h"
 #include "../../src/x86/pte.h"
 #include "../insn/machine.h"
+#include "gen.h"
 
-#define CODE 0x30000000ul
+#define BATCH 256u
+#define ROUNDS 3u
+#define FAULTS_MAX 4u
+#define VECTOR 0x20
+
 #define CODE_SIZE 0x8000ul
-#define DATA 0x40000000ul
-#define DATA_SIZE 0x4000ul
+#define DATA_SIZE 0x8000ul
+#define SYS_SIZE 0x4000ul
+#define POOL_SIZE (1ul << 20)
+
+/* Inside the SYS window. */
+#define SYS_IDT 0x0
+#define SYS_GDT 0x1000
+#define SYS_TSS 0x1100
+#define SYS_CODE 0x2000
+#define SYS_COUNT 0x2ff8
+#define SYS_STACK 0x4000
+
+enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, MODES };
+enum { PLAIN, CHAOS, LOCKSTEP, BOTH, VARIANTS };
+
+static const char *const mode_name[] = {"long3", "long0", "compat", "prot3", "prot0", "prot16", "real"};
+static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+lockstep"};
+
+struct side {
+	struct machine m;
+	u8 *code, *data, *sys;
+	struct seg seg[SEG_COUNT];
+	bool faulted;
+	volatile bool irq;
+	u64 io; /* what the ports make of what they were told */
+	u64 n_irqs;
+};
+
+static struct setup {
+	struct gen_env env;
+	u64 data, sys;
+	bool irqs;
+	struct side interp, jit[VARIANTS];
+} setups[MODES];
+
+static struct side *running;
+static struct program program;
+static u8 *pool;
+static struct {
+	u64 programs, failed, abandoned, insns, faults, exits, irqs, by_mode[MODES];
+} n;
 
 int __wrap_excp_deliver(struct vcpu *v);
 
-static u64 rng;
-static struct machine mach[2]; /* 0: interpreter, 1: translator */
-static bool faulted;
-static u8 program[8192];
-static unsigned program_len, n_insns;
-static u64 program_at;
+static struct side *side_of(struct vcpu *v)
+{
+	return v->owner;
+}
 
 int __wrap_excp_deliver(struct vcpu *v)
 {
 	v->exit.reason = EXIT_SHUTDOWN;
-	faulted = true;
+	side_of(v)->faulted = true;
 	return STEP_EXIT;
 }
 
-static u32 rnd(u32 n)
+/* ---- what the machines answer ----------------------------------------------------------------------------------- */
+
+static int port(struct vcpu *v, const struct pio *io)
 {
-	rng ^= rng << 13;
-	rng ^= rng >> 7;
-	rng ^= rng << 17;
-	return (u32)((rng >> 16) % n);
-}
+	struct side *s = side_of(v);
+	u64 mask = io->size == 4 ? 0xffffffffu : BIT(io->size * 8) - 1;
 
-/* ---- the generator ---------------------------------------------------------------------------------------------- */
+	s->io = (s->io ^ io->port ^ (io->in ? 0 : io->value)) * 0x9e3779b97f4a7c15ull;
+	if (io->in) {
+		u64 val = s->io >> 20 & mask;
 
-static struct emit e;
-
-/* RSP, RDI and R15 keep pointing into the data; R12 counts loops. */
-static unsigned any_reg(void)
-{
-	static const u8 r[] = {0, 1, 2, 3, 5, 6, 8, 9, 10, 11, 13, 14};
-
-	return r[rnd(sizeof(r))];
-}
-
-static struct rm any_mem(void)
-{
-	static const u8 base[] = {H_RDI, H_RDI, H_RSP, H_R15};
-	unsigned b = base[rnd(4)];
-	s32 disp = (s32)rnd(rnd(8) ? 200 : 2200) - 64;
-
-	if (rnd(60) == 0) /* anywhere: faults */
-		return rm_sib(any_reg(), rnd(2) ? any_reg() : H_NONE, rnd(4), disp);
-	return rm_mem(b, disp);
-}
-
-static struct rm any_rm(void)
-{
-	return rnd(3) ? rm_reg(any_reg()) : any_mem();
-}
-
-static unsigned size_flags(u8 *op)
-{
-	switch (rnd(5)) {
-	case 0:
-		return ENC_REX;
-	case 1:
-		*op |= 1;
-		return ENC_66;
-	case 2:
-		*op |= 1;
-		return 0;
-	default:
-		*op |= 1;
-		return ENC_W;
+		v->r[R_RAX] = io->size == 4 ? val : (v->r[R_RAX] & ~mask) | val;
 	}
+	return STEP_OK;
 }
 
-static void imm_for(unsigned f, u8 op)
+static int irq_take(struct vcpu *v)
 {
-	if (!(op & 1))
-		e1(&e, (u8)rnd(256));
-	else if (f & ENC_66)
-		e2(&e, (u16)rnd(65536));
-	else
-		e4(&e, rnd(3) ? rnd(1000) : (u32)rng);
+	struct side *s = side_of(v);
+
+	if (!s->irq)
+		return -1;
+	s->irq = false;
+	s->n_irqs++;
+	return VECTOR;
 }
 
-static void gen_alu(void)
+static bool irq_pending(struct vcpu *v)
 {
-	u8 op = (u8)(rnd(8) << 3 | rnd(2) << 1);
-	unsigned f = size_flags(&op);
-
-	encode(&e, f, 0, op, any_reg(), any_rm());
+	return side_of(v)->irq;
 }
 
-static void gen_alu_imm(void)
+static void kicked(struct vcpu *v)
 {
-	u8 op = 0x80;
-	unsigned f = size_flags(&op);
-
-	if (rnd(2) && (op & 1)) {
-		encode(&e, f, 0, 0x83, rnd(8), any_rm());
-		e1(&e, (u8)rnd(256));
-		return;
-	}
-	encode(&e, f, 0, op, rnd(8), any_rm());
-	imm_for(f, op);
 }
 
-static void gen_mov(void)
+static int no_cpuid(struct vcpu *v, const struct insn *i)
 {
-	u8 op = rnd(2) ? 0x88 : 0x8a;
-	unsigned f = size_flags(&op);
-
-	encode(&e, f, 0, op, any_reg(), any_rm());
+	return STEP_OK;
 }
 
-static void gen_unary(void)
+static int halt(struct vcpu *v, const struct insn *i)
 {
-	u8 op;
-	unsigned f;
-
-	switch (rnd(7)) {
-	case 0:
-		op = 0xfe;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, rnd(2), any_rm());
-		break;
-	case 1:
-		op = 0xf6;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, 2 + rnd(4), any_rm()); /* not neg mul imul */
-		break;
-	case 2:
-		op = 0xc0;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, rnd(8), any_rm());
-		e1(&e, (u8)rnd(70));
-		break;
-	case 3:
-		op = rnd(2) ? 0xd0 : 0xd2;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, rnd(8), any_rm());
-		break;
-	case 4:
-		encode(&e, rnd(2) ? ENC_W : 0, 1, (u8)(rnd(2) ? 0xa4 : 0xac), any_reg(), any_rm());
-		e1(&e, (u8)rnd(70));
-		break;
-	case 5:
-		op = 0xf6;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, 6 + rnd(2), any_rm()); /* div idiv */
-		break;
-	default:
-		encode(&e, ENC_W, 0, 0x69, any_reg(), any_rm());
-		e4(&e, (u32)rng);
-	}
+	v->exit.reason = EXIT_HLT;
+	v->r[R_RIP] += i->len;
+	return STEP_EXIT;
 }
 
-static void gen_misc(void)
-{
-	u8 op;
-	unsigned f;
+static const struct vcpu_ops ops = {.pio = port,
+                                    .cpuid = no_cpuid,
+                                    .hlt = halt,
+                                    .irq_take = irq_take,
+                                    .irq_pending = irq_pending,
+                                    .kicked = kicked};
 
-	switch (rnd(14)) {
-	case 0:
-		encode(&e, rnd(2) ? ENC_W : 0, 0, 0x8d, any_reg(), rm_sib(any_reg(), any_reg(), rnd(4), (s32)rng));
-		break;
-	case 1:
-		encode(&e, rnd(2) ? ENC_W : 0, 1, (u8)(0x40 | rnd(16)), any_reg(), any_rm());
-		break;
-	case 2:
-		encode(&e, ENC_REX, 1, (u8)(0x90 | rnd(16)), 0, any_rm());
-		break;
-	case 3:
-		encode(&e, (rnd(2) ? ENC_W : 0) | ENC_REX, 1, (u8)(0xb6 | rnd(2) | rnd(2) << 3), any_reg(), any_rm());
-		break;
-	case 4:
-		encode(&e, ENC_W, 0, 0x63, any_reg(), any_rm());
-		break;
-	case 5:
-		encode(&e, rnd(2) ? ENC_W : 0, 1, (u8)(0xa3 | rnd(4) << 3), any_reg(), rm_reg(any_reg()));
-		break;
-	case 6:
-		encode(&e, rnd(2) ? ENC_W : 0, 1, 0xba, 4 + rnd(4), any_rm());
-		e1(&e, (u8)rnd(256));
-		break;
-	case 7:
-		encode(&e, rnd(2) ? ENC_F3 : 0, 1, (u8)(0xbc | rnd(2)), any_reg(), any_rm());
-		break;
-	case 8:
-		op = 0x86;
-		f = size_flags(&op);
-		encode(&e, f, 0, op, any_reg(), any_rm());
-		break;
-	case 9:
-		op = 0xc0;
-		f = size_flags(&op);
-		encode(&e, f | ENC_LOCK, 1, op, any_reg(), any_mem());
-		break;
-	case 10:
-		op = 0xb0;
-		f = size_flags(&op);
-		encode(&e, f | (rnd(2) ? ENC_LOCK : 0), 1, op, any_reg(), any_mem());
-		break;
-	case 11: {
-		static const u8 one[] = {0x98, 0x99, 0xf5, 0xf8, 0xf9, 0x9e, 0x9f, 0xfc};
-
-		if (rnd(2))
-			e1(&e, 0x48);
-		e1(&e, one[rnd(sizeof(one))]);
-		break;
-	}
-	case 12: /* high byte registers */
-		e1(&e, (u8)(0x00 | rnd(8) << 3));
-		e1(&e, (u8)(0xc0 | rnd(64)));
-		break;
-	default:
-		op = (u8)any_reg();
-		e1(&e, (u8)(0x48 | op >> 3));
-		e1(&e, 0x0f);
-		e1(&e, (u8)(0xc8 | (op & 7)));
-	}
-}
-
-static void gen_stack(void)
-{
-	unsigned r = any_reg(), s = any_reg();
-
-	if (r >= 8)
-		e1(&e, 0x41);
-	e1(&e, (u8)(0x50 | (r & 7)));
-	if (rnd(4) == 0) {
-		e1(&e, 0x9c); /* pushf, pop: the flags as a value */
-		r = any_reg();
-		if (r >= 8)
-			e1(&e, 0x41);
-		e1(&e, (u8)(0x58 | (r & 7)));
-	}
-	if (s >= 8)
-		e1(&e, 0x41);
-	e1(&e, (u8)(0x58 | (s & 7)));
-}
-
-static void gen_sse(void)
-{
-	static const u8 plain[] = {0x14, 0x15, 0x28, 0x51, 0x54, 0x57, 0x58, 0x59, 0x5c, 0x5d, 0x5e, 0x5f, 0x10, 0x11};
-	static const u8 int66[] = {0x60, 0x62, 0x6c, 0x6f, 0x74, 0x76, 0xd4, 0xdb, 0xef, 0xeb,
-	                           0xfe, 0xfa, 0xf4, 0xe4, 0x7f, 0xd6, 0x6e, 0x7e, 0xd7, 0x2e};
-	unsigned x = rnd(16);
-	struct rm rm = rnd(3) ? rm_reg(rnd(16)) : any_mem();
-	u8 op;
-
-	switch (rnd(6)) {
-	case 0:
-		encode(&e, rnd(2) ? ENC_66 : 0, 1, plain[rnd(sizeof(plain))], x, rm);
-		break;
-	case 1: {
-		static const u8 sc[] = {0x10, 0x11, 0x51, 0x58, 0x59, 0x5c, 0x5e, 0x5a};
-
-		encode(&e, rnd(2) ? ENC_F2 : ENC_F3, 1, sc[rnd(sizeof(sc))], x, rm);
-		break;
-	}
-	case 2:
-		op = int66[rnd(sizeof(int66))];
-		if ((op == 0x6e || op == 0x7e) && rm.reg != H_NONE)
-			rm.reg = (u8)any_reg();
-		encode(&e, ENC_66 | (rnd(2) ? ENC_W : 0), 1, op, op == 0xd7 ? any_reg() : x,
-		       op == 0xd7 ? rm_reg(rnd(16)) : rm);
-		break;
-	case 3:
-		if (rm.reg != H_NONE)
-			rm.reg = (u8)any_reg();
-		encode(&e, (rnd(2) ? ENC_F2 : ENC_F3) | (rnd(2) ? ENC_W : 0), 1, 0x2a, x, rm);
-		break;
-	case 4:
-		encode(&e, (rnd(2) ? ENC_F2 : ENC_F3) | (rnd(2) ? ENC_W : 0), 1, (u8)(0x2c | rnd(2)), any_reg(), rm);
-		break;
-	default: {
-		static const u8 vop[] = {0x58, 0x59, 0xfe, 0xef, 0x6f, 0x7f, 0x54, 0x10, 0xd4};
-
-		op = vop[rnd(sizeof(vop))];
-		encode_vex(&e, false, rnd(2), 1, 1, op, x, op == 0x6f || op == 0x7f || op == 0x10 ? 0 : rnd(16), rm);
-	}
-	}
-}
-
-static void gen_one(unsigned depth);
-
-static void gen_branch(unsigned depth)
-{
-	u8 *at, *top;
-	unsigned n = 1 + rnd(6);
-
-	switch (rnd(3)) {
-	case 0: /* forward */
-		e1(&e, (u8)(0x70 | rnd(16)));
-		at = e.p++;
-		while (n--)
-			gen_one(depth + 3);
-		if (e.p - at - 1 > 127)
-			e.p = at + 1;
-		*at = (u8)(e.p - at - 1);
-		break;
-	case 1: /* loop */
-		if (depth)
-			return;
-		emit_const(&e, H_R12, 1 + rnd(rnd(10) ? 5 : 60));
-		top = e.p;
-		while (n--)
-			gen_one(depth + 1);
-		encode(&e, 0, 0, 0xff, 1, rm_reg(H_R12)); /* dec r12d */
-		emit_jcc(&e, 5, top + e.delta);
-		break;
-	default: /* call over a function */
-		if (depth > 1)
-			return;
-		at = emit_jmp(&e, 0xe9, NULL);
-		top = e.p;
-		while (n--)
-			gen_one(depth + 2);
-		e1(&e, 0xc3);
-		patch_rel(at, e.delta, emit_rx(&e));
-		emit_jmp(&e, 0xe8, top + e.delta);
-	}
-}
-
-static void gen_one(unsigned depth)
-{
-	n_insns++;
-	if (e.p > program + sizeof(program) - 512)
-		return;
-	switch (rnd(16)) {
-	case 0:
-	case 1:
-	case 2:
-		gen_alu();
-		break;
-	case 3:
-	case 4:
-		gen_alu_imm();
-		break;
-	case 5:
-	case 6:
-		gen_mov();
-		break;
-	case 7:
-	case 8:
-		gen_unary();
-		break;
-	case 9:
-	case 10:
-		gen_misc();
-		break;
-	case 11:
-		gen_stack();
-		break;
-	case 12:
-	case 13:
-		gen_sse();
-		break;
-	default:
-		if (depth < 3)
-			gen_branch(depth);
-		else
-			gen_alu();
-	}
-}
-
-static void generate(void)
-{
-	unsigned n = 5 + rnd(rnd(4) ? 40 : 196);
-
-	/* Anywhere in the code window, near a page's end rather often. */
-	program_at = CODE + rnd(3) * PAGE_SIZE + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
-	e.p = program;
-	e.delta = (s64)(program_at - (u64)(uintptr_t)program);
-	n_insns = 0;
-	while (n--)
-		gen_one(0);
-	e1(&e, 0xf4);
-	program_len = (unsigned)(e.p - program);
-}
-
-/* ---- running ---------------------------------------------------------------------------------------------------- */
-
-struct start {
-	u64 r[16], rflags;
-	u8 ymm[16][32];
-	u32 mxcsr;
-};
-
-static u64 value(void)
-{
-	static const u64 v[] = {
-	        0, 1, ~0ull, 0x7fffffff, 0x80000000, 0x8000000000000000ull, 0xff, 0x3ff0000000000000ull};
-
-	rnd(2);
-	return rnd(3) ? rng : v[rnd(8)];
-}
-
-static void make_start(struct start *s)
-{
-	for (unsigned n = 0; n < 16; n++)
-		s->r[n] = value();
-	s->r[R_RSP] = DATA + 0x2800;
-	s->r[R_RDI] = DATA + 0xf00 + rnd(16) * 8;
-	s->r[R_R15] = DATA + 0x1800 + rnd(64);
-	s->rflags = FLAGS_FIXED | (rng >> 20 & FLAGS_ARITH);
-	for (unsigned n = 0; n < 64; n++)
-		((u64 *)(void *)s->ymm)[n] = value();
-	s->mxcsr = 0x1f80 | (rnd(4) ? 0 : rnd(4) << 13) | (rnd(6) ? 0 : 0x8000);
-}
-
-static u8 *window[2][2];
-
-static void run(unsigned m, const struct start *s, u64 seed)
-{
-	struct vcpu *v = mach[m].v;
-	u64 keep = rng;
-
-	rng = seed;
-	for (unsigned n = 0; n < DATA_SIZE / 8; n++)
-		((u64 *)(void *)window[m][1])[n] = value();
-	rng = keep;
-	memcpy(v->r, s->r, sizeof(s->r));
-	v->r[R_RIP] = program_at;
-	v->rflags = s->rflags;
-	memcpy(v->fpu.ymm, s->ymm, sizeof(s->ymm));
-	v->fpu.mxcsr = s->mxcsr;
-	faulted = false;
-	atomic_fetch_and(&v->events, ~(u32)EV_SIGNAL);
-	if (v->jit)
-		jit_run(v);
-	else
-		interp_run(v);
-}
-
-static bool differ(void)
-{
-	struct vcpu *a = mach[0].v, *b = mach[1].v;
-	u64 mask = faulted ? ~(u64)FLAGS_ARITH : ~0ull;
-	bool bad = false;
-
-	for (unsigned n = 0; n < R_COUNT; n++)
-		if (a->r[n] != b->r[n]) {
-			printf("  r%u %#llx, translator %#llx\n", n, (unsigned long long)a->r[n],
-			       (unsigned long long)b->r[n]);
-			bad = true;
-		}
-	if ((a->rflags ^ b->rflags) & mask) {
-		printf("  rflags %#llx, translator %#llx\n", (unsigned long long)a->rflags,
-		       (unsigned long long)b->rflags);
-		bad = true;
-	}
-	if (a->fpu.mxcsr != b->fpu.mxcsr) {
-		printf("  mxcsr %#x, translator %#x\n", a->fpu.mxcsr, b->fpu.mxcsr);
-		bad = true;
-	}
-	for (unsigned n = 0; n < 16; n++)
-		if (memcmp(a->fpu.ymm[n], b->fpu.ymm[n], 32)) {
-			printf("  ymm%u\n", n);
-			bad = true;
-		}
-	if (memcmp(window[0][1], window[1][1], DATA_SIZE)) {
-		printf("  memory\n");
-		bad = true;
-	}
-	if (a->exit.reason != b->exit.reason || (faulted && a->excp.vector != b->excp.vector)) {
-		printf("  exit %d, translator %d\n", a->exit.reason, b->exit.reason);
-		bad = true;
-	}
-	return bad;
-}
-
-static void show(void)
-{
-	printf("  at %#llx:", (unsigned long long)program_at);
-	for (unsigned n = 0; n < program_len; n++)
-		printf(" %02x", program[n]);
-	printf("\n");
-}
-
-/* A program that overwrites a return address may run forever: the second tick within one run ends it. */
-static volatile u64 n_runs, seen_runs;
-
-static void tick(int sig)
-{
-	if (n_runs == seen_runs)
-		for (unsigned m = 0; m < 2; m++)
-			atomic_fetch_or(&mach[m].v->events, (u32)EV_SIGNAL);
-	seen_runs = n_runs;
-}
-
-static bool one(u64 seed, bool verbose)
-{
-	struct start s;
-	bool bad = false;
-
-	rng = seed * 0x9e3779b97f4a7c15ull | 1;
-	for (unsigned n = 0; n < 8; n++)
-		rnd(2);
-	generate();
-	if (verbose)
-		show();
-	for (unsigned m = 0; m < 2; m++)
-		memcpy(window[m][0] + (program_at - CODE), program, program_len);
-	for (unsigned round = 0; round < 3 && !bad; round++) {
-		u64 data = rng | 1;
-
-		make_start(&s);
-		n_runs++;
-		run(0, &s, data);
-		n_runs++;
-		run(1, &s, data);
-		if (mach[0].v->exit.reason == EXIT_INTR || mach[1].v->exit.reason == EXIT_INTR)
-			return false;
-		bad = differ();
-		if (bad)
-			printf("FAILED program %llu, round %u: engines differ\n", (unsigned long long)seed, round);
-	}
-	if (bad && !verbose)
-		show();
-	return bad;
-}
+/* ---- the machines ----------------------------------------------------------------------------------------------- */
 
 static u8 *add_window(struct machine *k, gpa_t gpa, u64 size)
 {
@@ -554,60 +164,599 @@ static u8 *add_window(struct machine *k, gpa_t gpa, u64 size)
 		fprintf(stderr, "random: no memory\n");
 		exit(2);
 	}
+	for (u64 a = gpa; a < gpa + size; a += PAGE_SIZE)
+		machine_map(k, a, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
 	return p;
 }
 
-static void make_machine(unsigned m)
+static void put_desc(u8 *gdt, unsigned index, u64 x)
 {
-	struct machine *k = &mach[m];
+	memcpy(gdt + index * 8, &x, 8);
+}
 
-	setenv("DEVKVM_ENGINE", m ? "jit" : "interp", 1);
-	machine_init(k, 0);
-	/* Both machines see the same addresses; each has memory of its own behind them. */
-	window[m][0] = add_window(k, CODE, CODE_SIZE);
-	window[m][1] = add_window(k, DATA, DATA_SIZE);
-	for (u64 a = 0; a < CODE_SIZE; a += PAGE_SIZE)
-		machine_map(k, CODE + a, PTE_P | PTE_W | PTE_A | PTE_D);
-	for (u64 a = 0; a < DATA_SIZE; a += PAGE_SIZE)
-		machine_map(k, DATA + a, PTE_P | PTE_W | PTE_A | PTE_D);
+#define DESC(access, flags, base)                                                                                      \
+	(0xffffull | (u64)((base)&0xffffff) << 16 | (u64)(access) << 40 | 0xfull << 48 | (u64)(flags) << 52 |          \
+	 (u64)((base) >> 24) << 56)
+
+/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. */
+static void write_handler(struct emit *e, bool is64, u64 count)
+{
+	if (is64) {
+		for (unsigned r = 0; r < 16; r++)
+			if (r != H_RSP) {
+				if (r >= 8)
+					e1(e, 0x41);
+				e1(e, (u8)(0x50 | (r & 7)));
+			}
+		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, -32));
+		encode(e, ENC_F3, 1, 0x7f, 0, rm_mem(H_RSP, 0));
+		encode(e, ENC_F3, 1, 0x7f, 5, rm_mem(H_RSP, 16));
+		for (unsigned r = 0; r < 16; r++)
+			if (r != H_RSP)
+				emit_const(e, r, 0x1234567890abcdefull * (r + 1));
+		encode(e, ENC_66, 1, 0x76, 0, rm_reg(0));
+		encode(e, ENC_66, 1, 0x76, 5, rm_reg(5));
+		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
+		encode(e, ENC_W, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		encode(e, ENC_F3, 1, 0x6f, 0, rm_mem(H_RSP, 0));
+		encode(e, ENC_F3, 1, 0x6f, 5, rm_mem(H_RSP, 16));
+		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, 32));
+		for (unsigned r = 16; r-- > 0;)
+			if (r != H_RSP) {
+				if (r >= 8)
+					e1(e, 0x41);
+				e1(e, (u8)(0x58 | (r & 7)));
+			}
+		e1(e, 0x48);
+	} else {
+		e1(e, 0x60);
+		for (unsigned r = 0; r < 8; r++)
+			if (r != H_RSP)
+				emit_const(e, r, 0x90abcdefu * (r + 1));
+		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
+		encode(e, 0, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		e1(e, 0x61);
+	}
+	e1(e, 0xcf);
+}
+
+static void seg_flat(struct vcpu *v, unsigned at, u16 sel, u8 type, unsigned dpl, unsigned bits, u64 base)
+{
+	v->seg[at] = (struct seg){.sel = sel,
+	                          .type = type | SEGT_A,
+	                          .dpl = (u8)dpl,
+	                          .s = true,
+	                          .present = true,
+	                          .db = bits == 32,
+	                          .l = bits == 64,
+	                          .g = bits != 16,
+	                          .limit = bits == 16 ? 0xffff : 0xffffffffu,
+	                          .base = base};
+}
+
+static void make_tables(struct side *s, const struct setup *u, bool lma)
+{
+	u64 handler = u->sys + SYS_CODE;
+	u8 *gdt = s->sys + SYS_GDT;
+	u8 *tss = s->sys + SYS_TSS;
+	struct emit e = {.p = s->sys + SYS_CODE};
+	u64 tss_at = u->sys + SYS_TSS, stack = u->sys + SYS_STACK;
+	struct vcpu *v = s->m.v;
+
+	write_handler(&e, lma, u->sys + SYS_COUNT);
+	put_desc(gdt, 1, DESC(0x9b, lma ? 0xa : 0xc, 0)); /* 08: code, CPL 0 */
+	put_desc(gdt, 2, DESC(0x93, 0xc, 0));             /* 10: data */
+	put_desc(gdt, 4, DESC(0xfb, 0xc, 0));             /* 23: 32-bit code, CPL 3 */
+	put_desc(gdt, 5, DESC(0xf3, 0xc, 0));             /* 2b: data */
+	put_desc(gdt, 6, DESC(0xfb, 0xa, 0));             /* 33: 64-bit code, CPL 3 */
+	put_desc(gdt, 8, 0x67ull | (tss_at & 0xffffff) << 16 | 0x8bull << 40 | (tss_at >> 24 & 0xff) << 56);
+	for (unsigned k = 0; k < 256; k++) {
+		bool soft = k == INT_VECTOR;
+		u64 gate = (handler & 0xffff) | 0x08ull << 16 | (soft ? 0xeeull : 0x8eull) << 40 |
+		           (handler >> 16 & 0xffff) << 48;
+
+		if (lma)
+			gate |= 1ull << 32;
+		memcpy(s->sys + SYS_IDT + k * (lma ? 16 : 8), &gate, 8);
+	}
+	if (lma) {
+		memcpy(tss + 4, &stack, 8);
+		memcpy(tss + 36, &stack, 8); /* IST1 */
+	} else {
+		u32 esp = (u32)stack, ss = 0x10;
+
+		memcpy(tss + 4, &esp, 4);
+		memcpy(tss + 8, &ss, 4);
+	}
+	v->gdt = (struct dtable){u->sys + SYS_GDT, 0x4f};
+	v->idt = (struct dtable){u->sys + SYS_IDT, (u16)(lma ? 0xfff : 0x7ff)};
+	v->seg[SEG_TR] =
+	        (struct seg){.sel = 0x40, .type = SYST_TSS32_BUSY, .present = true, .limit = 0x67, .base = tss_at};
+}
+
+static void make_side(struct side *s, const struct setup *u, enum mode mode, int variant)
+{
+	unsigned dpl = mode == LONG3 || mode == COMPAT3 || mode == PROT3 ? 3 : 0, bits = u->env.bits;
+	bool lma = mode == LONG3 || mode == LONG0 || mode == COMPAT3;
+	struct vcpu *v;
+
+	setenv("DEVKVM_ENGINE", variant < 0 ? "interp" : "jit", 1);
+	unsetenv("DEVKVM_LOCKSTEP");
+	if (variant == LOCKSTEP || variant == BOTH)
+		setenv("DEVKVM_LOCKSTEP", "1", 1);
+	if (variant == CHAOS || variant == BOTH)
+		setenv("DEVKVM_CHAOS", "1", 0);
+	else if (!getenv("DEVKVM_SPOIL"))
+		unsetenv("DEVKVM_CHAOS");
+	machine_init(&s->m, 0);
+	v = s->m.v;
+	v->ops = &ops;
+	v->owner = s;
+	s->code = add_window(&s->m, u->env.code, CODE_SIZE);
+	s->data = add_window(&s->m, u->data, DATA_SIZE);
+	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
+	if (u->env.mmio)
+		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
+	if (mode == REAL) {
+		for (unsigned k = SEG_ES; k <= SEG_GS; k++)
+			seg_flat(v, k, (u16)(u->data >> 4), SEGT_W, 0, 16, u->data);
+		seg_flat(v, SEG_CS, (u16)(u->env.code >> 4), SEGT_CODE | SEGT_R, 0, 16, u->env.code);
+		cpu_set_crs(v, CR0_ET | CR0_NE, 0, CR4_OSFXSR | CR4_OSXMMEXCPT, 0);
+		v->idt = (struct dtable){u->sys + SYS_IDT, 0x3ff};
+		/* iret at SYS_CODE, for INT n */
+		s->sys[SYS_CODE] = 0xcf;
+		for (unsigned k = 0; k < 256; k++) {
+			u32 vec = (u32)((u->sys + SYS_CODE) >> 4) << 16;
+
+			memcpy(s->sys + SYS_IDT + k * 4, &vec, 4);
+		}
+	} else {
+		for (unsigned k = SEG_ES; k <= SEG_GS; k++)
+			seg_flat(v, k, dpl ? 0x2b : 0x10, SEGT_W, dpl, bits == 16 ? 16 : 32, bits == 16 ? u->data : 0);
+		seg_flat(v, SEG_CS,
+		         mode == LONG3                      ? 0x33
+		         : mode == COMPAT3 || mode == PROT3 ? 0x23
+		                                            : 0x08,
+		         SEGT_CODE | SEGT_R, dpl, bits, bits == 16 ? u->env.code : 0);
+		v->seg[SEG_FS].base = u->data + 0x400;
+		v->seg[SEG_GS].base = u->data + 0x100;
+		if (lma)
+			cpu_set_crs(v, v->cr0, v->cr3, v->cr4, v->efer);
+		else
+			cpu_set_crs(v, CR0_PE | CR0_MP | CR0_NE | CR0_ET, 0,
+			            CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE, 0);
+		make_tables(s, u, lma);
+	}
+	cpu_update(v);
+	memcpy(s->seg, v->seg, sizeof(s->seg));
+}
+
+static void make_setup(enum mode mode)
+{
+	struct setup *u = &setups[mode];
+	bool low = mode == REAL || mode == PROT16;
+
+	u->env.bits = mode <= LONG0 ? 64 : low ? 16 : 32;
+	u->env.vex = mode != REAL;
+	u->env.sse = true;
+	u->env.io = mode == LONG0 || mode == PROT0 || low;
+	u->env.code = low ? 0x10000 : 0x30000000;
+	u->env.code_size = CODE_SIZE;
+	u->data = low ? 0x20000 : 0x40000000;
+	u->env.data_abs = low ? 0 : u->data;
+	u->sys = low ? 0x30000 : 0x50000000;
+	u->env.mmio = low ? 0 : 0x60000000;
+	u->irqs = mode != PROT0 && !low; /* they would use the program's stack */
+	make_side(&u->interp, u, mode, -1);
+	for (int k = 0; k < (low ? 1 : VARIANTS); k++)
+		make_side(&u->jit[k], u, mode, k);
+}
+
+/* ---- running ---------------------------------------------------------------------------------------------------- */
+
+struct start {
+	u64 r[16], rflags;
+	u8 ymm[16][32];
+	u32 mxcsr;
+	u64 pool;
+};
+
+static void pointers(const struct setup *u, u64 *r)
+{
+	u64 base = u->env.bits == 16 ? 0 : u->data;
+
+	r[R_RSP] = base + 0x2800;
+	r[R_RDI] = base + 0xf00;
+	if (u->env.bits == 64)
+		r[R_R15] = base + 0x1800;
+	else
+		r[R_RBP] = 3;
+	if (u->env.bits != 64)
+		for (unsigned k = 0; k < 16; k++)
+			r[k] = k < 8 ? (u32)r[k] : 0;
+}
+
+static void make_start(const struct setup *u, struct start *s)
+{
+	for (unsigned k = 0; k < 16; k++)
+		s->r[k] = gen_u64();
+	pointers(u, s->r);
+	s->r[R_RDI] += gen_rnd(16) * 8;
+	s->rflags = FLAGS_FIXED | (gen_u64() & FLAGS_ARITH) | (u->irqs ? FLAGS_IF : 0);
+	for (unsigned k = 0; k < 64; k++)
+		((u64 *)(void *)s->ymm)[k] = gen_u64();
+	s->mxcsr = 0x1f80 | (gen_rnd(4) ? 0 : gen_rnd(4) << 13) | (gen_rnd(6) ? 0 : 0x8000);
+	s->pool = gen_rnd(POOL_SIZE - DATA_SIZE) & ~7u;
+}
+
+static void set_side(const struct setup *u, struct side *s, const struct start *st)
+{
+	struct vcpu *v = s->m.v;
+
+	memset(s->code, 0, CODE_SIZE);
+	memcpy(s->code + (program.at - u->env.code), program.bytes, program.len);
+	memcpy(s->data, pool + st->pool, DATA_SIZE);
+	memcpy(v->r, st->r, sizeof(st->r));
+	v->rflags = st->rflags;
+	memcpy(v->fpu.ymm, st->ymm, sizeof(st->ymm));
+	fpu_fninit(&v->fpu);
+	memset(v->fpu.fx + FX_ST, 0, 128);
+	memset(v->fpu.fx + FX_FOP, 0, 2 + 8 + 8);
+	v->fpu.fcs = v->fpu.fds = 0;
+	v->fpu.x87_used = true;
+	v->fpu.mxcsr = st->mxcsr;
+	v->cr2 = 0;
+	v->shadow = 0;
+	v->mid_rep = false;
+	s->irq = false;
+	s->io = 1;
+	atomic_store(&v->events, 0u);
+	interp_abandon(v);
+	v->mmu.n_writes = v->mmu.next_write = 0;
+}
+
+/* The next run starts at `off` of the program, with the program's segments. */
+static void enter_at(const struct setup *u, struct side *s, unsigned off)
+{
+	struct vcpu *v = s->m.v;
+
+	memcpy(v->seg, s->seg, sizeof(s->seg));
+	v->r[R_RIP] = program.at + off - v->seg[SEG_CS].base;
+	v->rflags &= ~(u64)(FLAGS_TF | FLAGS_AC | FLAGS_RF);
+	cpu_update(v);
+}
+
+static volatile u64 n_runs, seen_runs;
+static volatile unsigned seen_ticks;
+
+static void run(struct side *s)
+{
+	struct vcpu *v = s->m.v;
+
+	s->faulted = false;
+	n_runs++;
+	running = s;
+	if (v->jit)
+		jit_run(v);
+	else
+		interp_run(v);
+	running = NULL;
+}
+
+/* An interrupt now, wherever it is; a run that does not end (a program may overwrite a return address) is given up. */
+static void tick(int sig)
+{
+	struct side *s = running;
+
+	if (!s)
+		return;
+	if (n_runs != seen_runs) {
+		seen_runs = n_runs;
+		seen_ticks = 0;
+	} else if (++seen_ticks > 100) {
+		atomic_fetch_or(&s->m.v->events, (u32)EV_SIGNAL);
+		return;
+	}
+	s->irq = true;
+	atomic_fetch_or(&s->m.v->events, (u32)(seen_ticks & 1 ? EV_IRQ | EV_KICK : EV_IRQ));
+}
+
+/* ---- comparing -------------------------------------------------------------------------------------------------- */
+
+static bool bad;
+
+static void word(const char *what, unsigned k, u64 a, u64 b)
+{
+	if (a == b)
+		return;
+	bad = true;
+	printf("  %s%u %#llx, translator %#llx\n", what, k, (unsigned long long)a, (unsigned long long)b);
+}
+
+static void bytes(const char *what, const void *a, const void *b, size_t len)
+{
+	const u8 *x = a, *y = b;
+
+	if (!memcmp(a, b, len))
+		return;
+	bad = true;
+	for (size_t k = 0, shown = 0; k < len && shown < 8; k++)
+		if (x[k] != y[k]) {
+			printf("  %s +%#zx %02x, translator %02x\n", what, k, x[k], y[k]);
+			shown++;
+		}
+}
+
+static bool same(const struct setup *u, struct side *si, struct side *sj)
+{
+	struct vcpu *a = si->m.v, *b = sj->m.v;
+
+	u64 mask = FLAGS_RF; /* an interrupt inside a repetition leaves it set */
+
+	bad = false;
+	for (unsigned k = 0; k < R_COUNT; k++)
+		word("r", k, a->r[k], b->r[k]);
+	/* GAP(dead-flags). What lives at an MMIO exit must be right, and shows later. */
+	if (si->faulted && sj->faulted)
+		b->rflags = (b->rflags & ~(u64)FLAGS_ARITH) | (a->rflags & FLAGS_ARITH);
+	else if (a->exit.reason == EXIT_MMIO)
+		mask |= FLAGS_ARITH;
+	word("rflags", 0, a->rflags & ~mask, b->rflags & ~mask);
+	word("mxcsr", 0, a->fpu.mxcsr, b->fpu.mxcsr);
+	word("cr2 ", 0, a->cr2, b->cr2);
+	bytes("ymm", a->fpu.ymm, b->fpu.ymm, sizeof(a->fpu.ymm));
+	bytes("x87", a->fpu.fx, b->fpu.fx, 160);
+	for (unsigned k = 0; k <= SEG_GS; k++) {
+		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
+		word("base ", k, a->seg[k].base, b->seg[k].base);
+	}
+	bytes("data", si->data, sj->data, DATA_SIZE);
+	bytes("code", si->code, sj->code, CODE_SIZE);
+	word("exit ", 0, a->exit.reason, b->exit.reason);
+	word("ports ", 0, si->io, sj->io);
+	if (si->faulted != sj->faulted) {
+		bad = true;
+		printf("  one of them faults\n");
+	} else if (si->faulted) {
+		word("vector ", 0, a->excp.vector, b->excp.vector);
+		word("error ", 0, a->excp.has_error ? a->excp.error : 0, b->excp.has_error ? b->excp.error : 0);
+		if (a->excp.vector == EXC_PF)
+			word("fault address ", 0, a->excp.cr2, b->excp.cr2);
+	} else if (a->exit.reason == EXIT_MMIO) {
+		word("mmio gpa ", 0, a->exit.mmio.gpa, b->exit.mmio.gpa);
+		word("mmio len ", 0, a->exit.mmio.len, b->exit.mmio.len);
+		word("mmio write ", 0, a->exit.mmio.is_write, b->exit.mmio.is_write);
+		if (a->exit.mmio.is_write)
+			bytes("mmio data", a->exit.mmio.data, b->exit.mmio.data, a->exit.mmio.len);
+	}
+	return !bad;
+}
+
+static void answer(struct vcpu *v)
+{
+	u64 x = v->exit.mmio.gpa * 0x9e3779b97f4a7c15ull;
+
+	if (!v->exit.mmio.is_write)
+		mmio_answer(&v->mmu, (const u8 *)&x);
+}
+
+/* Offset of the chunk behind a fault; 0: none. */
+static unsigned chunk_behind(const struct vcpu *v)
+{
+	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - program.at;
+
+	if (off >= program.len)
+		return 0;
+	for (unsigned k = 0; k < program.n_chunks; k++)
+		if (program.chunk[k] > off)
+			return program.chunk[k];
+	return 0;
+}
+
+enum { SAME, DIFFER, ABANDONED };
+
+static int one_round(struct setup *u, struct side *j)
+{
+	struct side *i = &u->interp;
+	struct vcpu *a = i->m.v, *b = j->m.v;
+	u64 before = a->n_insns;
+	unsigned faults = 0, off;
+	struct start st;
+
+	make_start(u, &st);
+	set_side(u, i, &st);
+	set_side(u, j, &st);
+	enter_at(u, i, 0);
+	enter_at(u, j, 0);
+	for (unsigned stops = 0; stops < 300; stops++) {
+		if (u->irqs && gen_rnd(4) == 0) {
+			j->irq = true;
+			atomic_fetch_or(&b->events, (u32)EV_IRQ);
+		}
+		run(i);
+		run(j);
+		if (a->exit.reason == EXIT_INTR || b->exit.reason == EXIT_INTR)
+			return ABANDONED;
+		if (!same(u, i, j))
+			return DIFFER;
+		if (i->faulted) {
+			n.faults++;
+			off = chunk_behind(a);
+			if (!off || ++faults > FAULTS_MAX)
+				break;
+			for (unsigned k = 0; k < 2; k++) {
+				struct vcpu *v = k ? b : a;
+
+				pointers(u, v->r);
+				v->mmu.n_writes = v->mmu.next_write = 0;
+				interp_abandon(v);
+				enter_at(u, k ? j : i, off);
+			}
+		} else if (a->exit.reason == EXIT_MMIO) {
+			n.exits++;
+			answer(a);
+			answer(b);
+		} else {
+			break;
+		}
+	}
+	n.insns += a->n_insns - before;
+	return SAME;
+}
+
+static void show(void)
+{
+	printf("  %u bytes at %#llx:", program.len, (unsigned long long)program.at);
+	for (unsigned k = 0; k < program.len; k++)
+		printf(" %02x", program.bytes[k]);
+	printf("\n");
+}
+
+static int only_mode = -1, only_variant = -1;
+static bool verbose;
+
+/* Program `k` of the batch of `seed`. */
+static bool one(u64 seed, unsigned k)
+{
+	static const u8 mix[] = {LONG3, LONG3, LONG3, LONG0, LONG0, LONG0,  COMPAT3, COMPAT3,
+	                         PROT3, PROT3, PROT0, PROT0, LONG3, PROT16, REAL,    LONG0};
+	enum mode mode;
+	struct setup *u;
+	unsigned variant;
+	int rc = SAME;
+
+	gen_seed(seed * BATCH + k);
+	mode = (enum mode)mix[gen_rnd(16)];
+	if (only_mode >= 0)
+		mode = (enum mode)only_mode;
+	u = &setups[mode];
+	variant = u->env.bits == 16 ? PLAIN : gen_rnd(8) < 4 ? PLAIN : gen_rnd(16) < 10 ? CHAOS : LOCKSTEP + gen_rnd(2);
+	if (only_variant >= 0 && u->env.bits != 16)
+		variant = (unsigned)only_variant;
+	gen_program(&u->env, &program);
+	if (verbose) {
+		printf("program %u, %s, %s\n", k, mode_name[mode], variant_name[variant]);
+		show();
+	}
+	if (u->jit[variant].m.v->jit->chaos.on)
+		u->jit[variant].m.v->jit->chaos.rng = (seed * BATCH + k) * 0x9e3779b97f4a7c15ull | 1;
+	for (unsigned round = 0; round < ROUNDS && rc == SAME; round++)
+		rc = one_round(u, &u->jit[variant]);
+	n.programs++;
+	n.by_mode[mode]++;
+	if (rc == ABANDONED)
+		n.abandoned++;
+	if (rc != DIFFER)
+		return true;
+	n.failed++;
+	printf("FAILED program %u of seed %llu (%s, %s): engines differ\n"
+	       "  replay: jit-random --seed %llu --programs %u --no-timer\n",
+	       k, (unsigned long long)seed, mode_name[mode], variant_name[variant], (unsigned long long)seed, BATCH);
+	if (!verbose)
+		show();
+	return false;
+}
+
+static void flush_all(void)
+{
+	for (unsigned m = 0; m < MODES; m++)
+		for (unsigned k = 0; k < VARIANTS; k++)
+			if (setups[m].jit[k].m.v)
+				jit_flush(setups[m].jit[k].m.v);
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void line(u64 seed, double since)
+{
+	printf("%9.0f s: seed %llu, %llu programs, %llu instructions, %llu faults, %llu MMIO exits, %llu interrupts, "
+	       "%llu given up, %llu failed\n",
+	       now() - since, (unsigned long long)seed, (unsigned long long)n.programs, (unsigned long long)n.insns,
+	       (unsigned long long)n.faults, (unsigned long long)n.exits, (unsigned long long)n.irqs,
+	       (unsigned long long)n.abandoned, (unsigned long long)n.failed);
+	fflush(stdout);
+}
+
+static void count_irqs(void)
+{
+	n.irqs = 0;
+	for (unsigned m = 0; m < MODES; m++)
+		for (unsigned k = 0; k < VARIANTS; k++)
+			n.irqs += setups[m].jit[k].n_irqs;
 }
 
 int main(int argc, char **argv)
 {
-	u64 seed = (u64)getpid() * 1000003u, programs = 3000, passed = 0, failed = 0, total = 0;
-	bool verbose = false;
+	u64 seed = (u64)time(NULL) * 1000 + (u64)getpid() % 1000, programs = ~0ull, insns = ~0ull;
+	bool progress = false, timer = true;
+	double since, last;
 
-	for (int n = 1; n < argc; n++) {
-		if (!strcmp(argv[n], "--show"))
+	for (int k = 1; k < argc; k++) {
+		if (!strcmp(argv[k], "--show"))
 			verbose = true;
-		else if (n + 1 < argc && !strcmp(argv[n], "--seed"))
-			seed = strtoull(argv[++n], NULL, 0);
-		else if (n + 1 < argc && !strcmp(argv[n], "--programs"))
-			programs = strtoull(argv[++n], NULL, 0);
+		else if (!strcmp(argv[k], "--progress"))
+			progress = true;
+		else if (!strcmp(argv[k], "--no-timer"))
+			timer = false;
+		else if (k + 1 < argc && !strcmp(argv[k], "--seed"))
+			seed = strtoull(argv[++k], NULL, 0);
+		else if (k + 1 < argc && !strcmp(argv[k], "--programs"))
+			programs = strtoull(argv[++k], NULL, 0);
+		else if (k + 1 < argc && !strcmp(argv[k], "--insns"))
+			insns = strtoull(argv[++k], NULL, 0);
+		else if (k + 1 < argc && !strcmp(argv[k], "--mode"))
+			for (k++, only_mode = MODES - 1; only_mode > 0 && strcmp(argv[k], mode_name[only_mode]);)
+				only_mode--;
+		else if (k + 1 < argc && !strcmp(argv[k], "--variant"))
+			for (k++, only_variant = VARIANTS - 1;
+			     only_variant > 0 && strcmp(argv[k], variant_name[only_variant]);)
+				only_variant--;
 		else
 			return 2;
 	}
-	signal(SIGALRM, tick);
-	setitimer(ITIMER_REAL, &(struct itimerval){{0, 100000}, {0, 100000}}, NULL);
-	make_machine(0);
-	make_machine(1);
-	if (!mach[1].v->jit) {
+	if (programs == ~0ull && insns == ~0ull)
+		insns = 1000000;
+	for (unsigned m = 0; m < MODES; m++)
+		make_setup((enum mode)m);
+	if (!setups[0].jit[0].m.v->jit) {
 		printf("no translator here\n0 passed, 0 failed\n");
 		return 0;
 	}
+	gen_seed(1);
+	pool = malloc(POOL_SIZE);
+	for (size_t k = 0; k < POOL_SIZE / 8; k++)
+		((u64 *)(void *)pool)[k] = gen_u64();
 	printf("seed %llu\n", (unsigned long long)seed);
-	for (u64 n = 0; n < programs; n++) {
-		if (one(seed + n, verbose))
-			failed++;
-		else
-			passed++;
-		total += n_insns;
-		if (failed > 10)
-			break;
+	fflush(stdout);
+	since = last = now();
+	if (timer) {
+		signal(SIGALRM, tick);
+		setitimer(ITIMER_REAL, &(struct itimerval){{0, 170}, {0, 170}}, NULL);
 	}
-	printf("%llu instructions in the programs\n", (unsigned long long)total);
-	printf("%llu passed, %llu failed\n", (unsigned long long)passed, (unsigned long long)failed);
-	machine_free(&mach[0]);
-	machine_free(&mach[1]);
-	return failed != 0;
+	for (; n.programs < programs && n.insns < insns && n.failed <= 10; seed++) {
+		flush_all();
+		for (unsigned k = 0; k < BATCH && n.programs < programs && n.insns < insns && n.failed <= 10; k++)
+			one(seed, k);
+		count_irqs();
+		if (progress && now() - last > 10) {
+			last = now();
+			line(seed, since);
+		}
+	}
+	line(seed - 1, since);
+	for (unsigned m = 0; m < MODES; m++)
+		printf("%s %llu ", mode_name[m], (unsigned long long)n.by_mode[m]);
+	printf("programs\n");
+	if (n.abandoned * 50 > n.programs) {
+		printf("FAILED: too many programs were given up\n");
+		n.failed++;
+	}
+	printf("%llu passed, %llu failed\n", (unsigned long long)(n.programs - n.failed), (unsigned long long)n.failed);
+	return n.failed != 0;
 }

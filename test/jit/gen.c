@@ -1,0 +1,742 @@
+/*
+ * gen.c: random programs of 5 to 200 instructions: integer, stack, string, bit, x87, SSE and AVX instructions,
+ * branches, loops, calls, port and memory-mapped I/O, software interrupts, and stores into the program's own code: to
+ * the bytes right behind the store, further on, and to code that ran already.
+ *
+ * The encoder is the translator's own; what it would get wrong, both engines read.
+ */
+#include <string.h>
+
+#include "../../src/jit/emit.h"
+#include "gen.h"
+
+static u64 rng;
+static const struct gen_env *env;
+static struct program *prog;
+static struct emit e;
+
+/* Bytes of the program that stores may change, and to what; stores that wait for one behind them. */
+enum { SITE_IMM, SITE_ALU, SITE_NOP4 };
+static struct {
+	u16 off;
+	u8 kind;
+} site[64];
+static unsigned n_sites;
+static struct {
+	u8 *disp, *val, *next; /* next: end of the storing instruction */
+	u8 kind;
+} wait[64];
+static unsigned n_wait;
+
+void gen_seed(u64 seed)
+{
+	rng = seed * 0x9e3779b97f4a7c15ull | 1;
+	for (unsigned n = 0; n < 8; n++)
+		gen_rnd(2);
+}
+
+u32 gen_rnd(u32 n)
+{
+	rng ^= rng << 13;
+	rng ^= rng >> 7;
+	rng ^= rng << 17;
+	return (u32)((rng >> 16) % n);
+}
+
+u64 gen_u64(void)
+{
+	static const u64 v[] = {
+	        0, 1, ~0ull, 0x7fffffff, 0x80000000, 0x8000000000000000ull, 0xff, 0x3ff0000000000000ull};
+
+	gen_rnd(2);
+	return gen_rnd(3) ? rng : v[gen_rnd(8)];
+}
+
+#define rnd gen_rnd
+
+/* ---- operands --------------------------------------------------------------------------------------------------- */
+
+static bool is64(void)
+{
+	return env->bits == 64;
+}
+
+/* 64-bit code: RSP, RDI and R15 keep pointing into the data, R12 counts loops. Else RSP, RDI, and RBP counts. */
+static unsigned any_reg(void)
+{
+	static const u8 r[] = {0, 1, 2, 3, 6, 5, 8, 9, 10, 11, 13, 14};
+
+	return r[rnd(is64() ? 12 : 5)];
+}
+
+static unsigned any_xmm(void)
+{
+	return rnd(is64() ? 16 : 8);
+}
+
+static unsigned wide(void)
+{
+	return is64() && rnd(2) ? ENC_W : 0;
+}
+
+static unsigned byte_rex(void)
+{
+	return is64() ? ENC_REX : 0;
+}
+
+static struct rm any_mem(void)
+{
+	static const u8 base[] = {H_RDI, H_RDI, H_RSP, H_R15};
+	unsigned b = base[rnd(is64() ? 4 : 3)];
+	s32 disp = (s32)rnd(rnd(8) ? 200 : 2200) - (b == H_RSP ? 0 : 64);
+
+	if (rnd(60) == 0) /* anywhere: faults */
+		return rm_sib(any_reg(), rnd(2) ? any_reg() : H_NONE, rnd(4), disp);
+	if (rnd(24) == 0)
+		return rm_sib(H_NONE, H_NONE, 0, (s32)(env->data_abs + rnd(4000)));
+	return rm_mem(b, disp);
+}
+
+static struct rm any_rm(void)
+{
+	return rnd(3) ? rm_reg(any_reg()) : any_mem();
+}
+
+/* encode(), which writes 32-bit addresses, for the current mode; now and then through FS or GS. */
+static void enc(unsigned flags, unsigned map, u8 op, unsigned reg, struct rm rm)
+{
+	bool mem = rm.reg == H_NONE;
+
+	if (mem && rnd(40) == 0)
+		e1(&e, (u8)(0x64 + rnd(2)));
+	if (mem && env->bits == 16)
+		e1(&e, 0x67);
+	encode(&e, flags, map, op, reg, rm);
+}
+
+static unsigned size_flags(u8 *op)
+{
+	switch (rnd(5)) {
+	case 0:
+		return byte_rex();
+	case 1:
+		*op |= 1;
+		return ENC_66;
+	case 2:
+		*op |= 1;
+		return 0;
+	default:
+		*op |= 1;
+		return is64() ? ENC_W : 0;
+	}
+}
+
+static void imm_for(unsigned f, u8 op)
+{
+	if (!(op & 1))
+		e1(&e, (u8)rnd(256));
+	else if (!(f & ENC_66) == (env->bits == 16))
+		e2(&e, (u16)rnd(65536));
+	else
+		e4(&e, rnd(3) ? rnd(1000) : (u32)rng);
+}
+
+/* ---- integer instructions --------------------------------------------------------------------------------------- */
+
+static void gen_alu(void)
+{
+	u8 op = (u8)(rnd(8) << 3 | rnd(2) << 1);
+	unsigned f = size_flags(&op);
+
+	enc(f, 0, op, any_reg(), any_rm());
+}
+
+static void gen_alu_imm(void)
+{
+	u8 op = 0x80;
+	unsigned f = size_flags(&op);
+
+	if (rnd(2) && (op & 1)) {
+		enc(f, 0, 0x83, rnd(8), any_rm());
+		e1(&e, (u8)rnd(256));
+		return;
+	}
+	enc(f, 0, op, rnd(8), any_rm());
+	imm_for(f, op);
+}
+
+static void gen_mov(void)
+{
+	u8 op = rnd(2) ? 0x88 : 0x8a;
+	unsigned f = size_flags(&op);
+
+	enc(f, 0, op, any_reg(), any_rm());
+}
+
+static void gen_unary(void)
+{
+	u8 op;
+	unsigned f;
+
+	switch (rnd(7)) {
+	case 0:
+		op = 0xfe;
+		f = size_flags(&op);
+		enc(f, 0, op, rnd(2), any_rm());
+		break;
+	case 1:
+		op = 0xf6;
+		f = size_flags(&op);
+		enc(f, 0, op, 2 + rnd(4), any_rm()); /* not neg mul imul */
+		break;
+	case 2:
+		op = 0xc0;
+		f = size_flags(&op);
+		enc(f, 0, op, rnd(8), any_rm());
+		e1(&e, (u8)rnd(70));
+		break;
+	case 3:
+		op = rnd(2) ? 0xd0 : 0xd2;
+		f = size_flags(&op);
+		enc(f, 0, op, rnd(8), any_rm());
+		break;
+	case 4:
+		enc(wide(), 1, (u8)(rnd(2) ? 0xa4 : 0xac), any_reg(), any_rm());
+		e1(&e, (u8)rnd(70));
+		break;
+	case 5:
+		op = 0xf6;
+		f = size_flags(&op);
+		enc(f, 0, op, 6 + rnd(2), any_rm()); /* div idiv */
+		break;
+	default:
+		enc(is64() ? ENC_W : 0, 0, 0x69, any_reg(), any_rm());
+		imm_for(0, 1);
+	}
+}
+
+static void gen_misc(void)
+{
+	u8 op;
+	unsigned f;
+
+	switch (rnd(15)) {
+	case 0:
+		enc(wide(), 0, 0x8d, any_reg(), rm_sib(any_reg(), any_reg(), rnd(4), (s32)rng));
+		break;
+	case 1:
+		enc(wide(), 1, (u8)(0x40 | rnd(16)), any_reg(), any_rm());
+		break;
+	case 2:
+		enc(byte_rex(), 1, (u8)(0x90 | rnd(16)), 0, any_rm());
+		break;
+	case 3:
+		enc(wide() | byte_rex(), 1, (u8)(0xb6 | rnd(2) | rnd(2) << 3), any_reg(), any_rm());
+		break;
+	case 4:
+		if (is64())
+			enc(ENC_W, 0, 0x63, any_reg(), any_rm());
+		break;
+	case 5: /* bt bts btr btc: a register's offset moves the address */
+		enc(wide(), 1, (u8)(0xa3 | rnd(4) << 3), any_reg(), rnd(20) ? rm_reg(any_reg()) : any_mem());
+		break;
+	case 6:
+		enc(wide(), 1, 0xba, 4 + rnd(4), any_rm());
+		e1(&e, (u8)rnd(256));
+		break;
+	case 7:
+		enc(rnd(2) ? ENC_F3 : 0, 1, (u8)(0xbc | rnd(2)), any_reg(), any_rm());
+		break;
+	case 8:
+		op = 0x86;
+		f = size_flags(&op);
+		enc(f, 0, op, any_reg(), any_rm());
+		break;
+	case 9:
+		op = 0xc0;
+		f = size_flags(&op);
+		enc(f | ENC_LOCK, 1, op, any_reg(), any_mem());
+		break;
+	case 10:
+		op = 0xb0;
+		f = size_flags(&op);
+		enc(f | (rnd(2) ? ENC_LOCK : 0), 1, op, any_reg(), any_mem());
+		break;
+	case 11: {
+		static const u8 one[] = {0x98, 0x99, 0xf5, 0xf8, 0xf9, 0x9e, 0x9f, 0xfc};
+
+		if (is64() && rnd(2))
+			e1(&e, 0x48);
+		e1(&e, one[rnd(sizeof(one))]);
+		break;
+	}
+	case 12: /* high byte registers; as destination AH to BH only, or RDI's neighbours would go */
+		e1(&e, (u8)(0x00 | rnd(8) << 3));
+		e1(&e, (u8)(0xc0 | rnd(64)));
+		break;
+	case 13:
+		if (is64())
+			break;
+		/* one-byte INC and DEC, BCD, all of them 32- and 16-bit code's */
+		if (rnd(3) == 0) {
+			static const u8 bcd[] = {0x27, 0x2f, 0x37, 0x3f};
+
+			e1(&e, bcd[rnd(4)]);
+		} else {
+			e1(&e, (u8)(0x40 | rnd(2) << 3 | any_reg()));
+		}
+		break;
+	default:
+		op = (u8)any_reg();
+		if (is64())
+			e1(&e, (u8)(0x48 | op >> 3));
+		else if (env->bits == 16)
+			e1(&e, 0x66);
+		e1(&e, 0x0f);
+		e1(&e, (u8)(0xc8 | (op & 7)));
+	}
+}
+
+static void push_pop(u8 op, unsigned r)
+{
+	if (r >= 8)
+		e1(&e, 0x41);
+	e1(&e, (u8)(op | (r & 7)));
+}
+
+static void gen_one(unsigned depth);
+
+static void gen_stack(void)
+{
+	unsigned s = any_reg();
+
+	switch (rnd(8)) {
+	case 0:
+		push_pop(0x50, s);
+		e1(&e, 0x9c); /* pushf, pop: the flags as a value */
+		push_pop(0x58, any_reg());
+		push_pop(0x58, s);
+		break;
+	case 1: /* popf: arithmetic flags, and ID now and then */
+		e1(&e, 0x68);
+		imm_for(0, 1);
+		{
+			u32 fl = 2 | (rnd(0x1000) & 0x8d5) | (is64() && rnd(2) ? 0x200 : 0) |
+			         (env->bits != 16 && rnd(4) == 0 ? 0x200000 : 0);
+
+			memcpy(e.p - (env->bits == 16 ? 2 : 4), &fl, env->bits == 16 ? 2 : 4);
+		}
+		e1(&e, 0x9d);
+		break;
+	case 2:
+		if (!is64())
+			break;
+		push_pop(0x50, 5);
+		encode(&e, ENC_W, 0, 0x89, H_RSP, rm_reg(H_RBP));
+		gen_alu();
+		e1(&e, 0xc9); /* leave: faults if RBP was changed */
+		push_pop(0x58, 5);
+		encode(&e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, -8));
+		break;
+	case 3:
+		enc(0, 0, 0xff, 6, any_mem());
+		push_pop(0x58, s);
+		break;
+	default:
+		push_pop(0x50, any_reg());
+		push_pop(0x58, s);
+	}
+}
+
+static void gen_string(void)
+{
+	static const u8 op[] = {0xa4, 0xa6, 0xaa, 0xac, 0xae};
+	unsigned count = rnd(rnd(8) ? 20 : 700), f;
+	u8 o = op[rnd(5)];
+
+	f = size_flags(&o);
+	push_pop(0x50, H_RDI);
+	if (rnd(2))
+		enc(is64() ? ENC_W : 0, 0, 0x8d, H_RSI, rm_mem(H_RDI, (s32)rnd(1000) - 100));
+	if (env->bits == 16)
+		e1(&e, 0x66);
+	emit_const(&e, H_RCX, count);
+	e1(&e, rnd(6) ? 0xfc : 0xfd);
+	if (rnd(3))
+		e1(&e, (u8)(0xf2 + rnd(2)));
+	if (f & ENC_66)
+		e1(&e, 0x66);
+	if (f & ENC_W)
+		e1(&e, 0x48);
+	e1(&e, o);
+	e1(&e, 0xfc);
+	push_pop(0x58, H_RDI);
+}
+
+/* ---- x87, SSE, AVX ---------------------------------------------------------------------------------------------- */
+
+static void gen_x87(void)
+{
+	u8 op = (u8)(0xd8 + rnd(8)), digit = (u8)rnd(8);
+
+	if (rnd(2)) {
+		/* Not the environment, the control word, the whole state. */
+		if ((op == 0xd9 || op == 0xdd) && digit >= 4)
+			digit = 2;
+		enc(0, 0, op, digit, any_mem());
+	} else {
+		e1(&e, op);
+		e1(&e, (u8)(0xc0 | rnd(64)));
+	}
+}
+
+static void gen_sse(void)
+{
+	static const u8 plain[] = {0x14, 0x15, 0x28, 0x51, 0x54, 0x57, 0x58, 0x59, 0x5c, 0x5d, 0x5e, 0x5f, 0x10, 0x11};
+	static const u8 int66[] = {0x60, 0x62, 0x6c, 0x6f, 0x74, 0x76, 0xd4, 0xdb, 0xef, 0xeb,
+	                           0xfe, 0xfa, 0xf4, 0xe4, 0x7f, 0xd6, 0x6e, 0x7e, 0xd7, 0x2e};
+	unsigned x = any_xmm();
+	struct rm rm = rnd(3) ? rm_reg(any_xmm()) : any_mem();
+	u8 op;
+
+	switch (rnd(env->vex ? 7 : 6)) {
+	case 0:
+		enc(rnd(2) ? ENC_66 : 0, 1, plain[rnd(sizeof(plain))], x, rm);
+		break;
+	case 1: {
+		static const u8 sc[] = {0x10, 0x11, 0x51, 0x58, 0x59, 0x5c, 0x5e, 0x5a};
+
+		enc(rnd(2) ? ENC_F2 : ENC_F3, 1, sc[rnd(sizeof(sc))], x, rm);
+		break;
+	}
+	case 2:
+		op = int66[rnd(sizeof(int66))];
+		if ((op == 0x6e || op == 0x7e) && rm.reg != H_NONE)
+			rm.reg = (u8)any_reg();
+		enc(ENC_66 | wide(), 1, op, op == 0xd7 ? any_reg() : x, op == 0xd7 ? rm_reg(any_xmm()) : rm);
+		break;
+	case 3:
+		if (rm.reg != H_NONE)
+			rm.reg = (u8)any_reg();
+		enc((rnd(2) ? ENC_F2 : ENC_F3) | wide(), 1, 0x2a, x, rm);
+		break;
+	case 4:
+		enc((rnd(2) ? ENC_F2 : ENC_F3) | wide(), 1, (u8)(0x2c | rnd(2)), any_reg(), rm);
+		break;
+	case 5: /* MMX */
+		if (rm.reg != H_NONE)
+			rm.reg &= 7;
+		enc(0, 1, int66[rnd(10)], x & 7, rm);
+		break;
+	default: {
+		static const u8 vop[] = {0x58, 0x59, 0xfe, 0xef, 0x6f, 0x7f, 0x54, 0x10, 0xd4};
+
+		op = vop[rnd(sizeof(vop))];
+		if (rm.reg == H_NONE && env->bits == 16)
+			e1(&e, 0x67);
+		encode_vex(&e, false, rnd(2), 1, 1, op, x, op == 0x6f || op == 0x7f || op == 0x10 ? 0 : any_xmm(), rm);
+	}
+	}
+}
+
+/* ---- code that changes ------------------------------------------------------------------------------------------ */
+
+/*
+ * GAP(dead-flags), trans.c: at a store that changes its own block, flags that nobody read before the change are not
+ * exact. So what is stored, and what it replaces, sets all of them first; or an instruction behind the store does.
+ */
+static const u8 four[][4] = {{0x39, 0xc0, 0x90, 0x90}, {0x83, 0xc0, 0x07, 0x90}, {0x31, 0xc9, 0x01, 0xd8},
+                             {0x85, 0xdb, 0xf9, 0xf5}, {0x3c, 0x07, 0x66, 0x90}, {0x83, 0xe8, 0x7f, 0xf8},
+                             {0x48, 0x01, 0xc0, 0x90}, {0x49, 0x83, 0xc0, 0x11}};
+
+static u8 alu_op(void)
+{
+	static const u8 op[] = {0x01, 0x09, 0x21, 0x29, 0x31, 0x39};
+
+	return op[rnd(sizeof(op))];
+}
+
+static u8 alu_digit(void)
+{
+	static const u8 digit[] = {0, 1, 4, 5, 6, 7};
+
+	return digit[rnd(sizeof(digit))];
+}
+
+static void gen_site(unsigned kind)
+{
+	u8 *at;
+
+	switch (kind) {
+	case SITE_IMM:
+		encode(&e, is64() && rnd(2) ? ENC_W : 0, 0, 0x83, alu_digit(), rm_reg(any_reg()));
+		at = e.p;
+		e1(&e, (u8)rnd(256));
+		break;
+	case SITE_ALU:
+		at = e.p;
+		e1(&e, alu_op());
+		e1(&e, (u8)(0xc0 | any_reg() % 4 << 3 | any_reg() % 4));
+		break;
+	default:
+		at = e.p;
+		for (unsigned n = 0; n < 4; n++)
+			e1(&e, four[0][n]);
+	}
+	/* Stores that waited for it. */
+	for (unsigned n = 0; n < n_wait; n++) {
+		u64 to = (u64)(uintptr_t)at + (u64)e.delta;
+		u32 disp = (u32)to;
+
+		if (wait[n].kind != kind)
+			continue;
+		if (is64())
+			disp = (u32)(to - ((u64)(uintptr_t)wait[n].next + (u64)e.delta));
+		memcpy(wait[n].disp, &disp, 4);
+		wait[n--] = wait[--n_wait];
+	}
+	if (n_sites < sizeof(site) / sizeof(site[0])) {
+		site[n_sites].off = (u16)(at - prog->bytes);
+		site[n_sites++].kind = (u8)kind;
+	}
+}
+
+/* A store to a site: one that is there, or the next one of its kind. */
+static void gen_patch(void)
+{
+	unsigned kind = rnd(3), back = n_sites && rnd(2) ? rnd(n_sites) + 1 : 0;
+	u8 *disp, *val;
+
+	if (env->bits == 16 || n_wait == sizeof(wait) / sizeof(wait[0]))
+		return;
+	if (back)
+		kind = site[back - 1].kind;
+	/* mov byte or dword [rip + disp or disp], imm */
+	e1(&e, kind == SITE_NOP4 ? 0xc7 : 0xc6);
+	e1(&e, 0x05);
+	disp = e.p;
+	e4(&e, 0);
+	val = e.p;
+	if (kind == SITE_NOP4) {
+		u32 x;
+
+		memcpy(&x, four[rnd(is64() ? 8 : 6)], 4);
+		e4(&e, x);
+	} else {
+		e1(&e, kind == SITE_ALU ? alu_op() : (u8)rnd(256));
+	}
+	if (back) {
+		u64 to = prog->at + site[back - 1].off;
+		u32 d = (u32)(is64() ? to - (u64)(uintptr_t)emit_rx(&e) : to);
+
+		memcpy(disp, &d, 4);
+		e2(&e, 0xc085); /* test eax, eax */
+		return;
+	}
+	wait[n_wait].disp = disp;
+	wait[n_wait].val = val;
+	wait[n_wait].next = e.p;
+	wait[n_wait++].kind = (u8)kind;
+	/* The very next instruction, or a few later. */
+	if (rnd(2)) {
+		e2(&e, 0xc085);
+		for (unsigned n = rnd(5); n; n--)
+			gen_alu();
+	}
+	gen_site(kind);
+}
+
+/* ---- control flow ----------------------------------------------------------------------------------------------- */
+
+static u8 *jcc_forward(void)
+{
+	if (env->bits == 16)
+		e1(&e, 0x66);
+	return emit_jcc(&e, rnd(16), NULL);
+}
+
+static u8 *jump_forward(u8 op)
+{
+	if (env->bits == 16)
+		e1(&e, 0x66);
+	return emit_jmp(&e, op, NULL);
+}
+
+/* The address that `at`, an absolute 32-bit immediate, will hold is that of e.p. */
+static void gen_branch(unsigned depth)
+{
+	unsigned n = 1 + rnd(6), r = any_reg(), counter = is64() ? H_R12 : H_RBP;
+	u8 *at, *top, *over;
+
+	switch (rnd(5)) {
+	case 0:
+	case 1:
+		at = jcc_forward();
+		while (n--)
+			gen_one(depth + 3);
+		patch_rel(at, e.delta, emit_rx(&e));
+		break;
+	case 2: /* loop */
+		if (depth)
+			return;
+		if (env->bits == 16)
+			e1(&e, 0x66);
+		emit_const(&e, counter, 1 + rnd(rnd(10) ? 5 : 60));
+		top = e.p;
+		while (n--)
+			gen_one(depth + 1);
+		if (rnd(3) == 0) {
+			at = jcc_forward(); /* around the next instruction, inside the loop */
+			gen_one(depth + 3);
+			patch_rel(at, e.delta, emit_rx(&e));
+		}
+		encode(&e, 0, 0, 0xff, 1, rm_reg(counter)); /* dec */
+		if (env->bits == 16)
+			e1(&e, 0x66);
+		emit_jcc(&e, 5, top + e.delta);
+		break;
+	case 3: /* call of a function that is jumped over */
+		if (depth > 1)
+			return;
+		over = jump_forward(0xe9);
+		top = e.p;
+		while (n--)
+			gen_one(depth + 2);
+		if (env->bits == 16)
+			e1(&e, 0x66);
+		e1(&e, 0xc3);
+		patch_rel(over, e.delta, emit_rx(&e));
+		if (env->bits == 16)
+			e1(&e, 0x66);
+		if (env->bits != 16 && rnd(3) == 0) {
+			emit_const(&e, r, (u64)(uintptr_t)(top + e.delta));
+			encode(&e, 0, 0, 0xff, 2, rm_reg(r));
+		} else {
+			emit_jmp(&e, 0xe8, top + e.delta);
+		}
+		break;
+	default: /* indirect jump over something */
+		if (env->bits == 16)
+			return;
+		if (r >= 8)
+			e1(&e, 0x41);
+		e1(&e, (u8)(0xb8 | (r & 7)));
+		at = e.p;
+		e4(&e, 0);
+		encode(&e, 0, 0, 0xff, 4, rm_reg(r));
+		for (n = rnd(6); n; n--)
+			e1(&e, 0xcc);
+		{
+			u32 to = (u32)(uintptr_t)emit_rx(&e);
+
+			memcpy(at, &to, 4);
+		}
+	}
+}
+
+static void gen_system(void)
+{
+	switch (rnd(5)) {
+	case 0:
+		e1(&e, 0xcd);
+		e1(&e, INT_VECTOR);
+		break;
+	case 1:
+		if (!env->io)
+			break;
+		e1(&e, (u8)(0xe4 | rnd(2) | rnd(2) << 1)); /* IN, OUT imm8 */
+		e1(&e, (u8)rnd(256));
+		break;
+	case 2: {
+		u8 op = rnd(2) ? 0x88 : 0x8a;
+		unsigned f = size_flags(&op);
+
+		if (env->mmio)
+			encode(&e, f, 0, op, any_reg(),
+			       rm_sib(H_NONE, H_NONE, 0, (s32)(env->mmio + rnd(rnd(6) ? 4000 : 4096))));
+		break;
+	}
+	case 3:
+		/* CLC and STC at both sides of NOPs: plain bytes */
+		e1(&e, 0xf8);
+		e1(&e, 0x90);
+		e1(&e, 0xf9);
+		break;
+	default:
+		gen_site(rnd(3));
+	}
+}
+
+static void gen_one(unsigned depth)
+{
+	prog->n_insns++;
+	if (e.p > prog->bytes + sizeof(prog->bytes) - 512)
+		return;
+	switch (rnd(40)) {
+	case 0 ... 6:
+		gen_alu();
+		break;
+	case 7 ... 11:
+		gen_alu_imm();
+		break;
+	case 12 ... 16:
+		gen_mov();
+		break;
+	case 17 ... 20:
+		gen_unary();
+		break;
+	case 21 ... 25:
+		gen_misc();
+		break;
+	case 26 ... 28:
+		gen_stack();
+		break;
+	case 29 ... 31:
+		if (env->sse)
+			gen_sse();
+		break;
+	case 32:
+		gen_x87();
+		break;
+	case 33:
+		gen_string();
+		break;
+	case 34:
+		gen_patch();
+		break;
+	case 35:
+		if (rnd(3) == 0)
+			gen_system();
+		break;
+	default:
+		if (depth < 3)
+			gen_branch(depth);
+		else
+			gen_alu();
+	}
+}
+
+void gen_program(const struct gen_env *env_, struct program *p)
+{
+	unsigned n = 5 + rnd(rnd(4) ? 40 : 196);
+	u64 pages = env_->code_size / 4096;
+
+	env = env_;
+	prog = p;
+	/* Anywhere in the code window, near a page's end rather often. */
+	p->at = env->code + rnd((u32)pages - 4) * 4096 + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
+	e.p = p->bytes;
+	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
+	p->n_insns = p->n_chunks = 0;
+	n_sites = n_wait = 0;
+	while (n--) {
+		p->chunk[p->n_chunks++] = (u16)(e.p - p->bytes);
+		gen_one(0);
+	}
+	/* Stores that found no site get one. */
+	for (unsigned k = 0; k < 3; k++)
+		gen_site(k);
+	p->chunk[p->n_chunks++] = (u16)(e.p - p->bytes);
+	e1(&e, 0xf4);
+	p->len = (unsigned)(e.p - p->bytes);
+}

@@ -1,0 +1,34 @@
+/*
+ * gen.h: random programs for the engines.
+ */
+#ifndef DEVKVM_TEST_JIT_GEN_H
+#define DEVKVM_TEST_JIT_GEN_H
+
+#include "../../src/base/types.h"
+
+/* What the program may rely on: RSP and RDI (64-bit code: and R15) point into DATA; nothing is at FAR; port I/O does
+ * something; INT INT_VECTOR changes nothing. */
+#define INT_VECTOR 0x30
+
+struct gen_env {
+	unsigned bits; /* 64, 32, 16 */
+	bool vex, io, sse;
+	u64 code, code_size; /* linear window that programs lie in */
+	u64 data_abs;        /* address of the data for absolute operands */
+	u64 mmio;            /* a page without memory; 0: none */
+};
+
+struct program {
+	u64 at; /* address of the first byte */
+	unsigned len, n_insns;
+	u8 bytes[16384];
+	unsigned n_chunks;
+	u16 chunk[260]; /* offsets where a run may go on after a fault */
+};
+
+void gen_seed(u64 seed);
+u32 gen_rnd(u32 n);
+u64 gen_u64(void);
+void gen_program(const struct gen_env *env, struct program *p);
+
+#endif
