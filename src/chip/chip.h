@@ -29,6 +29,7 @@ struct chip_ops {
 	void (*nmi)(void *owner, unsigned vcpu);
 	void (*init)(void *owner, unsigned vcpu);
 	void (*sipi)(void *owner, unsigned vcpu, u8 vector);
+	void (*smi)(void *owner, unsigned vcpu);
 	/* The guest's TSC of a vCPU now, and the host time at which it reaches `tsc`. */
 	u64 (*tsc)(void *owner, unsigned vcpu);
 	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc);

@@ -120,6 +120,9 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 			vec_clear(&l->reg[LAPIC_TMR], vector);
 		kick(l);
 		return fresh;
+	case MODE_SMI:
+		l->chips->ops->smi(owner, l->vcpu);
+		return 1;
 	case MODE_NMI:
 		l->chips->ops->nmi(owner, l->vcpu);
 		return 1;
@@ -134,7 +137,7 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 		kick(l);
 		return 1;
 	default:
-		return -1; /* GAP(smm) */
+		return -1;
 	}
 }
 

@@ -110,6 +110,8 @@ static const struct {
         {KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1},
         {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
         {KVM_CAP_STEAL_TIME, 1},
+        {KVM_CAP_X86_SMM, 1},
+        {KVM_CAP_MULTI_ADDRESS_SPACE, SPACES_12},
 };
 
 long cap_check(unsigned long cap)

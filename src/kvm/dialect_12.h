@@ -10,6 +10,7 @@
  *   dialect_12_regs.c   a vCPU's registers in the interface's structures
  *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
  *   dialect_12_msr.c    MSRs: lists, filter, machine checks
+ *   dialect_12_smm.c    system management mode
  *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
  *
  * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
@@ -26,6 +27,7 @@
 #include "kvm.h"
 
 #define SLOTS_12 32764u /* user slots, ids 0 to SLOTS_12 - 1 */
+#define SPACES_12 2u    /* address spaces */
 #define RUN_PAGES 3     /* struct kvm_run, the port data page, the coalesced ring */
 #define PIO_PAGE 1
 #define RING_PAGE 2
@@ -50,8 +52,10 @@ struct zone {
 
 struct vm12 {
 	_Atomic(unsigned) refs; /* descriptors of the VM and its vCPUs */
-	struct memslot **slot;  /* by id, n_slot of them; protected by vm.lock */
-	unsigned n_slot;
+	/* Address space 0 is vm.mem; 1 is what processors in system management mode see. */
+	struct vm_mem smm_mem;
+	struct memslot **slot[SPACES_12]; /* by id, n_slot of them; protected by vm.lock */
+	unsigned n_slot[SPACES_12];
 	bool has_vcpu;
 	u32 manual_protect; /* KVM_DIRTY_LOG_x */
 	int ring_fd;        /* memfd of the coalesced ring's page */
@@ -84,6 +88,7 @@ struct vm12 {
 /* vcpu12.latch */
 #define LATCH_INIT 1u
 #define LATCH_SIPI 2u
+#define LATCH_SMI 4u
 
 /* Port I/O, or nothing, that the client answers before the next run. */
 enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR };
@@ -101,6 +106,9 @@ struct vcpu12 {
 	bool inject;      /* cpu.excp waits for the next run */
 	bool fresh_excp;  /* the same, as the client calls it: pending, with its payload, and not yet injected */
 	bool triple;      /* a triple fault waits to be told */
+	/* dialect_12_smm.c */
+	bool smm, smi_pending, smm_in_nmi;
+	u64 smbase, smi_count;
 
 	enum pending pend;
 	u64 pend_rip;
@@ -210,6 +218,8 @@ void vcpu12_abandon(struct kvm_vcpu *kv);
 void regs_out(struct vcpu *v, struct kvm_regs *regs);
 void regs_in(struct kvm_vcpu *kv, const struct kvm_regs *regs);
 void sregs_out(struct vcpu *v, struct kvm_sregs *s);
+/* Could a processor have these control registers? */
+bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s);
 /* -EINVAL when no processor has such a state. */
 int sregs_in(struct kvm_vcpu *kv, const struct kvm_sregs *s);
 void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e);
@@ -247,6 +257,18 @@ void cpuid12_phys_bits(struct kvm_vcpu *kv);
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
 /* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */
 bool pv_has(const struct vcpu12 *x, unsigned feature);
+
+/* ---- dialect_12_smm.c -------------------------------------------------------------------------------------------- */
+
+/* An SMI waits and may be taken: takes it. On the vCPU, between instructions. */
+void smm_poll(struct kvm_vcpu *kv);
+/* RSM: false: what was saved is not a state that a processor can have. */
+bool smm_leave(struct kvm_vcpu *kv);
+/* The client says whether the processor is in system management mode. */
+void smm_set(struct kvm_vcpu *kv, bool on);
+int op_rsm(struct vcpu *v, const struct insn *i);
+int smm_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
+int smm_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 
 /* ---- dialect_12_pv.c --------------------------------------------------------------------------------------------- */
 

@@ -135,6 +135,11 @@ static void up_sipi(void *owner, unsigned id, u8 vector)
 	latch(kv, LATCH_SIPI);
 }
 
+static void up_smi(void *owner, unsigned id)
+{
+	latch(vcpu_at(owner, id), LATCH_SMI);
+}
+
 static u64 up_tsc(void *owner, unsigned id)
 {
 	struct kvm_vcpu *kv = vcpu_at(owner, id);
@@ -190,6 +195,7 @@ static const struct chip_ops up = {
         .nmi = up_nmi,
         .init = up_init,
         .sipi = up_sipi,
+        .smi = up_smi,
         .tsc = up_tsc,
         .tsc_time = up_tsc_time,
         .timer = up_timer,
@@ -854,6 +860,13 @@ static void take_latch(struct kvm_vcpu *kv)
 {
 	u32 what = atomic_exchange(&kv->x12->latch, 0);
 
+	if (what & LATCH_SMI)
+		kv->x12->smi_pending = true;
+	/* System management mode keeps an INIT waiting, and never sees a SIPI. */
+	if (kv->x12->smm) {
+		atomic_fetch_or(&kv->x12->latch, what & LATCH_INIT);
+		return;
+	}
 	if (what & LATCH_INIT)
 		take_init(kv);
 	if ((what & LATCH_SIPI) && kv->x12->mp_state == KVM_MP_STATE_INIT_RECEIVED)
@@ -867,6 +880,8 @@ static bool wakes(struct kvm_vcpu *kv)
 	if (v->nmi_pending && !v->nmi_masked)
 		return true;
 	if (atomic_exchange(&kv->x12->unhalted, false))
+		return true;
+	if (kv->x12->smi_pending && !kv->x12->smm)
 		return true;
 	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
 }
@@ -890,6 +905,8 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv))
 			x->mp_state = KVM_MP_STATE_RUNNABLE;
 		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
+			if (unlikely(x->smi_pending))
+				smm_poll(kv);
 			atomic_store(&x->sleeping, false);
 			atomic_fetch_or(&v->events, (u32)EV_IRQ);
 			return !run_signalled();

@@ -44,9 +44,7 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return lapic_of(v) && lapic_msr_read(lapic_of(v), msr, val) ? 0 : -1;
 	switch (msr) {
 	case MSR_TSC_DEADLINE:
-		if (!lapic_of(v))
-			return -1;
-		*val = lapic_of(v)->tsc_deadline;
+		*val = lapic_of(v) ? lapic_of(v)->tsc_deadline : 0;
 		return 0;
 	case MSR_MISC_ENABLE:
 		*val = x->misc_enable;
@@ -73,8 +71,11 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return 0;
 	}
 	slot = mce_slot(x, msr);
-	if (!slot)
-		return pv_msr_read(v, msr, val);
+	if (!slot) {
+		int rc = smm_msr_read(v, msr, val, host);
+
+		return rc != MSR_PASS ? rc : pv_msr_read(v, msr, val);
+	}
 	*val = *slot;
 	return 0;
 }
@@ -118,6 +119,7 @@ static int apic_base_write(struct vcpu *v, u64 val)
 int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
+	int rc;
 
 	if (unlikely(x->msr_denied) && !host)
 		return -1;
@@ -129,9 +131,8 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	}
 	switch (msr) {
 	case MSR_TSC_DEADLINE:
-		if (!lapic_of(v))
-			return -1;
-		lapic_set_deadline(lapic_of(v), val);
+		if (lapic_of(v))
+			lapic_set_deadline(lapic_of(v), val);
 		return 0;
 	case MSR_APIC_BASE:
 		return apic_base_write(v, val);
@@ -166,7 +167,8 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	}
 	if (mce_slot(x, msr))
 		return mce_write(x, msr, val, host);
-	return pv_msr_write(v, msr, val, host);
+	rc = smm_msr_write(v, msr, val, host);
+	return rc != MSR_PASS ? rc : pv_msr_write(v, msr, val, host);
 }
 
 /* ---- MSRs through ioctls ----------------------------------------------------------------------------------------- */
@@ -195,6 +197,8 @@ static const u32 common_list[] = {MSR_TSC,
                                   MSR_MCG_STATUS,
                                   MSR_MCG_CTL,
                                   MSR_POWER_CTL,
+                                  0x34, /* SMI_COUNT */
+                                  0x9e, /* SMBASE */
                                   MSR_PLATFORM_INFO};
 static const u32 intel_list[] = {MSR_SPEC_CTRL, MSR_ARCH_CAPABILITIES};
 static const u32 amd_list[] = {MSR_AMD_HWCR};

@@ -51,7 +51,7 @@ void tsc12_init(struct vcpu *v)
 
 u8 *pv_memory(struct vcpu *v, gpa_t gpa, u32 len)
 {
-	struct memslot *s = memslot_find(v->mmu.vm, gpa);
+	struct memslot *s = memslot_find(&v->vm->mem, gpa);
 
 	if (!s || s->gpa + s->size - gpa < len || (s->flags & MEMSLOT_READONLY))
 		return NULL;

@@ -143,7 +143,7 @@ void sregs_out(struct vcpu *v, struct kvm_sregs *s)
 		s->interrupt_bitmap[irq / 64] |= BIT(irq % 64);
 }
 
-static bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
+bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
 {
 	if ((s->efer & EFER_LME) && (s->cr0 & CR0_PG)) {
 		if (!(s->cr4 & CR4_PAE) || !(s->efer & EFER_LMA))
@@ -454,7 +454,11 @@ void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e)
 		e->interrupt.shadow = v->shadow == SHADOW_MOVSS ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
 	e->nmi.pending = v->nmi_pending;
 	e->nmi.masked = v->nmi_masked;
-	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+	e->smi.smm = x->smm;
+	e->smi.pending = x->smi_pending || (atomic_load(&x->latch) & LATCH_SMI);
+	e->smi.smm_inside_nmi = x->smm_in_nmi;
+	e->smi.latched_init = lapic_of(v) && (atomic_load(&x->latch) & LATCH_INIT);
+	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
 	if (v->vm->x12->payload) {
 		e->flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
 		if (x->fresh_excp && (v->excp.vector == EXC_DB || v->excp.vector == EXC_PF)) {
@@ -493,9 +497,6 @@ int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 		return -EINVAL;
 	if ((fresh || e->exception.injected) && (e->exception.nr > 31 || e->exception.nr == EXC_NMI))
 		return -EINVAL;
-	/* GAP(smm): there is no system management mode to be in. */
-	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending))
-		return -EINVAL;
 	if (fresh || e->exception.injected) {
 		struct event ev = {.kind = EVENT_FAULT,
 		                   .vector = e->exception.nr,
@@ -527,6 +528,17 @@ int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
 		v->nmi_pending = e->nmi.pending;
 	v->nmi_masked = e->nmi.masked;
+	if (e->flags & KVM_VCPUEVENT_VALID_SMM) {
+		smm_set(kv, e->smi.smm);
+		x->smi_pending = e->smi.pending;
+		x->smm_in_nmi = e->smi.smm && e->smi.smm_inside_nmi;
+		if (lapic_of(v)) {
+			if (e->smi.latched_init)
+				atomic_fetch_or(&x->latch, LATCH_INIT);
+			else
+				atomic_fetch_and(&x->latch, ~LATCH_INIT);
+		}
+	}
 	if (v->nmi_pending)
 		atomic_fetch_or(&v->events, (u32)EV_NMI);
 	return 0;

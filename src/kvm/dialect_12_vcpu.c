@@ -22,6 +22,7 @@
 #include "../base/sys.h"
 #include "../base/usercopy.h"
 #include "../cpu/vmem.h"
+#include "../interp/interp.h"
 
 /* ---- what the processor does at exits: vcpu_ops ------------------------------------------------------------------ */
 
@@ -147,6 +148,7 @@ static const struct vcpu_ops ops_12 = {
         .cr8_written = op_cr8_written,
         .hypercall = pv_hypercall,
         .monitor = op_monitor,
+        .rsm = op_rsm,
         .msr_ask = msr12_ask,
         .msr_read = msr12_read,
         .msr_write = msr12_write,
@@ -229,6 +231,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	x->mcg_cap = MCE_BANKS;
 	x->misc_enable = 0;
 	x->poll_control = 1;
+	x->smbase = 0x30000;
 	rc = vcpu_create(vm, (u32)id, &ops_12, &kv);
 	if (rc < 0)
 		goto fail_map;
@@ -273,7 +276,7 @@ fail:
 
 void vcpu12_abandon(struct kvm_vcpu *kv)
 {
-	mmio_done(&kv->cpu.mmu);
+	interp_abandon(&kv->cpu);
 	kv->x12->pend = PEND_NONE;
 }
 
@@ -557,7 +560,8 @@ static void run_guest(struct kvm_vcpu *kv)
 	struct vcpu *v = &kv->cpu;
 
 	for (;;) {
-		if (unlikely(kv->x12->mp_state != KVM_MP_STATE_RUNNABLE || atomic_load(&kv->x12->latch)) &&
+		if (unlikely(kv->x12->mp_state != KVM_MP_STATE_RUNNABLE || atomic_load(&kv->x12->latch) ||
+		             kv->x12->smi_pending) &&
 		    !vcpu12_wait(kv)) {
 			v->exit.reason = EXIT_INTR;
 			return;
@@ -580,6 +584,11 @@ static void run_guest(struct kvm_vcpu *kv)
 			if (!vcpu12_wait(kv))
 				return;
 			break;
+		case EXIT_RSM:
+			if (smm_leave(kv))
+				break;
+			v->exit.reason = EXIT_SHUTDOWN;
+			return;
 		default:
 			return;
 		}
@@ -707,6 +716,7 @@ static long run_locked(struct kvm_vcpu *kv)
 	if (unlikely(run->kvm_valid_regs) && rc != -EINVAL)
 		sync_out(kv, run);
 	run->if_flag = !!(v->rflags & FLAGS_IF);
+	run->flags = x->smm ? KVM_RUN_X86_SMM : 0;
 	run->cr8 = v->cr8;
 	run->apic_base = v->apic_base;
 	run->ready_for_interrupt_injection = lapic_of(v) || irq_open(kv);
@@ -735,6 +745,12 @@ static long nmi(struct kvm_vcpu *kv, unsigned long arg)
 {
 	kv->cpu.nmi_pending = true;
 	atomic_fetch_or(&kv->cpu.events, (u32)EV_NMI);
+	return 0;
+}
+
+static long smi(struct kvm_vcpu *kv, unsigned long arg)
+{
+	kv->x12->smi_pending = true;
 	return 0;
 }
 
@@ -864,6 +880,7 @@ static const struct {
         {KVM_SET_GUEST_DEBUG, set_guest_debug},
         {KVM_INTERRUPT, interrupt},
         {KVM_NMI, nmi},
+        {KVM_SMI, smi},
         {KVM_SET_SIGNAL_MASK, set_signal_mask},
         {KVM_GET_MP_STATE, get_mp_state},
         {KVM_SET_MP_STATE, set_mp_state},

@@ -39,9 +39,12 @@ static void vm12_free(struct vm *vm)
 			vcpu12_free(vm->vcpu[n]);
 			vm->vcpu[n] = NULL;
 		}
-	for (unsigned n = 0; n < x->n_slot; n++)
-		memslot_free(x->slot[n]);
-	free(x->slot);
+	for (unsigned as = 0; as < SPACES_12; as++) {
+		for (unsigned n = 0; n < x->n_slot[as]; n++)
+			memslot_free(x->slot[as][n]);
+		free(x->slot[as]);
+	}
+	vm_mem_free(&x->smm_mem);
 	io_free(x);
 	msr_filter_free(x);
 	if (x->ring)
@@ -85,6 +88,7 @@ long vm12_create(unsigned long type, struct made *made)
 	}
 	vm->x12 = x;
 	atomic_store(&x->refs, 1);
+	vm_mem_init(&x->smm_mem);
 	pthread_mutex_init(&x->ring_lock, NULL);
 	pthread_mutex_init(&x->time_lock, NULL);
 	x->clock_ref_tsc = __rdtsc();
@@ -112,25 +116,48 @@ fail:
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-static struct memslot *slot_get(struct vm *vm, u32 id)
+/* Address space and number of a slot as the interface has them; false: there is no such. */
+static bool slot_number(u32 slot, u32 *as, u32 *id)
 {
-	return id < vm->x12->n_slot ? vm->x12->slot[id] : NULL;
+	*as = slot >> 16;
+	*id = slot & 0xffff;
+	return *as < SPACES_12 && *id < SLOTS_12;
 }
 
-static int slot_room(struct vm12 *x, u32 id)
+static struct memslot *slot_get(struct vm *vm, u32 slot)
 {
-	unsigned n = id + 1 > 2 * x->n_slot ? id + 1 : 2 * x->n_slot;
+	u32 as, id;
+
+	if (!slot_number(slot, &as, &id))
+		return NULL;
+	return id < vm->x12->n_slot[as] ? vm->x12->slot[as][id] : NULL;
+}
+
+static struct vm_mem *slot_space(struct vm *vm, u32 slot)
+{
+	return slot >> 16 ? &vm->x12->smm_mem : &vm->mem;
+}
+
+static int slot_room(struct vm12 *x, u32 slot)
+{
+	u32 as = slot >> 16, id = slot & 0xffff;
+	unsigned n = id + 1 > 2 * x->n_slot[as] ? id + 1 : 2 * x->n_slot[as];
 	struct memslot **more;
 
-	if (id < x->n_slot)
+	if (id < x->n_slot[as])
 		return 0;
-	more = realloc(x->slot, n * sizeof(*more));
+	more = realloc(x->slot[as], n * sizeof(*more));
 	if (!more)
 		return -ENOMEM;
-	memset(more + x->n_slot, 0, (n - x->n_slot) * sizeof(*more));
-	x->slot = more;
-	x->n_slot = n;
+	memset(more + x->n_slot[as], 0, (n - x->n_slot[as]) * sizeof(*more));
+	x->slot[as] = more;
+	x->n_slot[as] = n;
 	return 0;
+}
+
+static void slot_put(struct vm *vm, u32 slot, struct memslot *s)
+{
+	vm->x12->slot[slot >> 16][slot & 0xffff] = s;
 }
 
 static int slot_log(struct vm12 *x, struct memslot *s, bool on)
@@ -163,25 +190,26 @@ static int slot_new(struct vm *vm, const struct kvm_userspace_memory_region *r)
 	s->flags = r->flags & KVM_MEM_READONLY ? MEMSLOT_READONLY : 0;
 	rc = slot_log(vm->x12, s, r->flags & KVM_MEM_LOG_DIRTY_PAGES);
 	if (rc == 0)
-		rc = memslot_add(&vm->mem, s);
+		rc = memslot_add(slot_space(vm, r->slot), s);
 	if (rc < 0) {
 		memslot_free(s);
 		return rc;
 	}
-	vm->x12->slot[r->slot] = s;
+	slot_put(vm, r->slot, s);
 	return 0;
 }
 
 static int region_locked(struct vm *vm, const struct kvm_userspace_memory_region *r)
 {
+	struct vm_mem *mem = slot_space(vm, r->slot);
 	struct memslot *s = slot_get(vm, r->slot);
 	int rc;
 
 	if (!r->memory_size) {
 		if (!s)
 			return -EINVAL;
-		memslot_remove(&vm->mem, s);
-		vm->x12->slot[r->slot] = NULL;
+		memslot_remove(mem, s);
+		slot_put(vm, r->slot, NULL);
 		memslot_free(s);
 		return 0;
 	}
@@ -191,7 +219,7 @@ static int region_locked(struct vm *vm, const struct kvm_userspace_memory_region
 			return -EINVAL;
 	}
 	if (!s || s->gpa != r->guest_phys_addr) {
-		if (memslot_overlaps(&vm->mem, r->guest_phys_addr, r->memory_size, s))
+		if (memslot_overlaps(mem, r->guest_phys_addr, r->memory_size, s))
 			return -EEXIST;
 		if (r->guest_phys_addr + r->memory_size - 1 > PHYS_MASK)
 			return -EINVAL;
@@ -201,20 +229,21 @@ static int region_locked(struct vm *vm, const struct kvm_userspace_memory_region
 	rc = slot_log(vm->x12, s, r->flags & KVM_MEM_LOG_DIRTY_PAGES);
 	if (rc < 0 || s->gpa == r->guest_phys_addr)
 		return rc;
-	memslot_remove(&vm->mem, s);
+	memslot_remove(mem, s);
 	s->gpa = r->guest_phys_addr;
 	/* The array had room for it a moment ago. */
-	return memslot_add(&vm->mem, s);
+	return memslot_add(mem, s);
 }
 
 static long set_user_memory_region(struct vm *vm, unsigned long arg)
 {
 	struct kvm_userspace_memory_region r;
+	u32 as, id;
 	long rc = user_read(&r, (void *)arg, sizeof(r));
 
 	if (rc < 0)
 		return rc;
-	if ((u16)r.slot >= SLOTS_12 || r.slot >> 16)
+	if (!slot_number(r.slot, &as, &id))
 		return -EINVAL;
 	if (r.flags & ~(u32)(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY))
 		return -EINVAL;
@@ -246,11 +275,12 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 	struct kvm_dirty_log log;
 	struct memslot *s;
 	u64 *bits = NULL;
+	u32 as, id;
 	long rc = user_read(&log, (void *)arg, sizeof(log));
 
 	if (rc < 0)
 		return rc;
-	if (log.slot >= SLOTS_12)
+	if (!slot_number(log.slot, &as, &id))
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	vm_stop(vm, NULL);
@@ -281,11 +311,12 @@ static long clear_dirty_log(struct vm *vm, unsigned long arg)
 	struct kvm_clear_dirty_log log;
 	struct memslot *s;
 	u64 *bits = NULL, pages;
+	u32 as, id;
 	long rc = user_read(&log, (void *)arg, sizeof(log));
 
 	if (rc < 0)
 		return rc;
-	if (log.slot >= SLOTS_12 || (log.first_page & 63))
+	if (!slot_number(log.slot, &as, &id) || (log.first_page & 63))
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	vm_stop(vm, NULL);
