@@ -15,7 +15,7 @@
 
 #include "../base/types.h"
 
-#define CHIP_VCPUS 64
+#define CHIP_VCPUS 1024
 #define IOAPIC_PINS 24
 #define GSI_MAX 4096
 #define NEVER (~0ull)
@@ -37,7 +37,7 @@ struct chip_ops {
 	void (*timer)(void *owner);
 	/* A level-triggered GSI was acknowledged (IOAPIC EOI or i8259). */
 	void (*acked)(void *owner, unsigned gsi_chip, unsigned pin);
-	/* Split chips: the vector's EOI goes to the client. */
+	/* Split chips: the vector's EOI goes to the client's IOAPIC. */
 	void (*eoi)(void *owner, unsigned vcpu, u8 vector);
 };
 
@@ -74,7 +74,6 @@ enum {
 struct lapic {
 	struct chips *chips;
 	unsigned vcpu;
-	bool present;
 	bool enabled, x2apic, bsp; /* of APIC_BASE */
 	u32 reg[LAPIC_REGS];
 	u32 x2id;
@@ -135,9 +134,11 @@ struct chips {
 	pthread_mutex_t lock;
 	const struct chip_ops *ops;
 	void *owner;
-	bool split; /* local APICs only */
-	struct lapic lapic[CHIP_VCPUS];
-	unsigned n_lapic; /* one past the highest that is present */
+	bool split;                      /* local APICs only */
+	struct lapic *lapic[CHIP_VCPUS]; /* NULL: no such vCPU */
+	unsigned n_lapic;                /* one past the highest that is there */
+	bool x2_format;                  /* KVM_CAP_X2APIC_API: destinations in messages have 32 bits */
+	bool x2_no_quirk;                /* ... and 0xff is not everybody to an x2APIC */
 	struct ioapic ioapic;
 	struct pic pic[2]; /* master, slave */
 	bool pic_out;
@@ -152,6 +153,8 @@ struct chips {
 
 struct chips *chips_create(const struct chip_ops *ops, void *owner, bool split);
 void chips_free(struct chips *c);
+/* The local APIC of a new vCPU, reset but for what APIC_BASE says. NULL: no memory. */
+struct lapic *chips_add_lapic(struct chips *c, unsigned vcpu);
 /* The default routes: GSI n to pin n of the IOAPIC, and below 16 to the i8259 pair. */
 void routes_default(struct chips *c);
 /* A source (0 to 7) drives a GSI. Result: 1 delivered, 0 coalesced, -1 masked or nobody there. */
@@ -183,6 +186,10 @@ int lapic_pending(struct lapic *l, bool take);
 void lapic_set_deadline(struct lapic *l, u64 tsc);
 void lapic_timer_fire_locked(struct lapic *l, u64 now);
 void lapic_changed_locked(struct lapic *l); /* after a restore */
+/* Does the i8259 pair, or who stands for it, reach this processor? */
+bool lapic_takes_pic(struct lapic *l);
+/* Would a level-triggered message with this vector and destination have come to this APIC? */
+bool msi_is_for(const struct lapic *l, u64 addr, u32 data, u8 vector);
 /* Delivers to every matching APIC; -1: none took it, else whether some IRR bit was new. */
 struct ipi {
 	u32 dest;
@@ -192,6 +199,9 @@ struct ipi {
 	struct lapic *from;
 };
 int ipi_send_locked(struct chips *c, const struct ipi *m);
+bool ipi_matches(const struct lapic *l, const struct ipi *m);
+/* Was the vector's last interrupt a level? */
+bool lapic_level(const struct lapic *l, u8 vector);
 
 /* ---- ioapic.c, i8259.c, i8254.c -------------------------------------------------------------------------------- */
 

@@ -82,7 +82,7 @@ void pic_update_locked(struct chips *c)
 	if (out && !c->pic_out) {
 		c->pic_out = true;
 		for (unsigned n = 0; n < c->n_lapic; n++)
-			if (c->lapic[n].present && c->lapic[n].bsp)
+			if (c->lapic[n] && c->lapic[n]->bsp)
 				c->ops->kick(c->owner, n);
 	}
 	c->pic_out = out;

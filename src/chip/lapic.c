@@ -141,12 +141,16 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 	}
 }
 
-static bool matches(const struct lapic *l, const struct ipi *m, bool x2_sender)
+bool lapic_level(const struct lapic *l, u8 vector)
+{
+	return vec_test(&l->reg[LAPIC_TMR], vector);
+}
+
+bool ipi_matches(const struct lapic *l, const struct ipi *m)
 {
 	u32 ldr = l->reg[LAPIC_LDR], dest = m->dest;
+	bool x2_sender = m->from && m->from->x2apic;
 
-	if (!l->present)
-		return false;
 	switch (m->shorthand) {
 	case 1:
 		return l == m->from;
@@ -155,7 +159,7 @@ static bool matches(const struct lapic *l, const struct ipi *m, bool x2_sender)
 	case 3:
 		return l != m->from;
 	}
-	if (dest == 0xffffffffu || (dest == 0xff && !x2_sender))
+	if (dest == 0xffffffffu || (dest == 0xff && !x2_sender && !(l->chips->x2_no_quirk && l->x2apic)))
 		return true;
 	if (!m->logical)
 		return apic_id(l) == dest;
@@ -170,15 +174,14 @@ static bool matches(const struct lapic *l, const struct ipi *m, bool x2_sender)
 
 int ipi_send_locked(struct chips *c, const struct ipi *m)
 {
-	bool x2 = m->from && m->from->x2apic;
 	struct lapic *low = NULL;
 	int best = -1;
 
 	for (unsigned n = 0; n < c->n_lapic; n++) {
-		struct lapic *l = &c->lapic[n];
+		struct lapic *l = c->lapic[n];
 		int rc;
 
-		if (!matches(l, m, x2))
+		if (!l || !ipi_matches(l, m))
 			continue;
 		if (m->mode == MODE_LOWEST) {
 			if (l->enabled && sw_enabled(l) && (!low || ppr(l) < ppr(low)))
@@ -202,6 +205,16 @@ static bool extint_open(const struct lapic *l)
 	if (!l->enabled)
 		return l->bsp;
 	return !(l->reg[LAPIC_LINT0] & LVT_MASKED) && (l->reg[LAPIC_LINT0] >> 8 & 7) == MODE_EXTINT;
+}
+
+bool lapic_takes_pic(struct lapic *l)
+{
+	bool takes;
+
+	pthread_mutex_lock(&l->chips->lock);
+	takes = extint_open(l);
+	pthread_mutex_unlock(&l->chips->lock);
+	return takes;
 }
 
 int lapic_pending(struct lapic *l, bool take)

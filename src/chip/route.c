@@ -32,11 +32,6 @@ struct chips *chips_create(const struct chip_ops *ops, void *owner, bool split)
 	c->owner = owner;
 	c->split = split;
 	c->next_timer = NEVER;
-	for (unsigned n = 0; n < CHIP_VCPUS; n++) {
-		c->lapic[n].chips = c;
-		c->lapic[n].vcpu = n;
-		c->lapic[n].timer_at = NEVER;
-	}
 	ioapic_reset(&c->ioapic);
 	pic_reset(c);
 	c->pit.next = NEVER;
@@ -45,9 +40,29 @@ struct chips *chips_create(const struct chip_ops *ops, void *owner, bool split)
 
 void chips_free(struct chips *c)
 {
+	for (unsigned n = 0; n < c->n_lapic; n++)
+		free(c->lapic[n]);
 	pthread_mutex_destroy(&c->lock);
 	free(c->gsi);
 	free(c);
+}
+
+struct lapic *chips_add_lapic(struct chips *c, unsigned vcpu)
+{
+	struct lapic *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return NULL;
+	l->chips = c;
+	l->vcpu = vcpu;
+	l->x2id = vcpu;
+	l->timer_at = NEVER;
+	pthread_mutex_lock(&c->lock);
+	c->lapic[vcpu] = l;
+	if (vcpu >= c->n_lapic)
+		c->n_lapic = vcpu + 1;
+	pthread_mutex_unlock(&c->lock);
+	return l;
 }
 
 void routes_default(struct chips *c)
@@ -61,7 +76,7 @@ void routes_default(struct chips *c)
 	c->n_gsi = IOAPIC_PINS;
 }
 
-int msi_send_locked(struct chips *c, u64 addr, u32 data)
+static struct ipi msi_ipi(const struct chips *c, u64 addr, u32 data)
 {
 	struct ipi m = {.dest = addr >> 12 & 0xff,
 	                .vector = (u8)data,
@@ -71,8 +86,23 @@ int msi_send_locked(struct chips *c, u64 addr, u32 data)
 	                .assert = true};
 
 	/* x2APIC format of Linux' KVM: the high half of the address extends the destination. */
-	m.dest |= (u32)(addr >> 32) & 0xffffff00;
+	if (c->x2_format)
+		m.dest |= (u32)(addr >> 32) & 0xffffff00;
+	return m;
+}
+
+int msi_send_locked(struct chips *c, u64 addr, u32 data)
+{
+	struct ipi m = msi_ipi(c, addr, data);
+
 	return ipi_send_locked(c, &m);
+}
+
+bool msi_is_for(const struct lapic *l, u64 addr, u32 data, u8 vector)
+{
+	struct ipi m = msi_ipi(l->chips, addr, data);
+
+	return m.level && m.vector == vector && (ipi_matches(l, &m) || lapic_level(l, vector));
 }
 
 int gsi_set_locked(struct chips *c, unsigned gsi, unsigned source, bool level)
@@ -121,8 +151,8 @@ static u64 earliest(const struct chips *c)
 	u64 t = c->pit.next;
 
 	for (unsigned n = 0; n < c->n_lapic; n++)
-		if (c->lapic[n].timer_at < t)
-			t = c->lapic[n].timer_at;
+		if (c->lapic[n] && c->lapic[n]->timer_at < t)
+			t = c->lapic[n]->timer_at;
 	return t;
 }
 
@@ -145,8 +175,8 @@ u64 chips_run_timers_locked(struct chips *c)
 	if (c->pit.next <= now)
 		pit_fire_locked(c, now);
 	for (unsigned n = 0; n < c->n_lapic; n++)
-		if (c->lapic[n].timer_at <= now)
-			lapic_timer_fire_locked(&c->lapic[n], now);
+		if (c->lapic[n] && c->lapic[n]->timer_at <= now)
+			lapic_timer_fire_locked(c->lapic[n], now);
 	c->next_timer = earliest(c);
 	return c->next_timer;
 }

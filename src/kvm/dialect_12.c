@@ -48,7 +48,6 @@ static const struct {
         {KVM_CAP_EXT_CPUID, 1},
         {KVM_CAP_EXT_EMUL_CPUID, 1},
         {KVM_CAP_CLOCKSOURCE, 1},
-        {KVM_CAP_NR_VCPUS, VM_MAX_VCPUS},
         {KVM_CAP_MAX_VCPUS, VM_MAX_VCPUS},
         {KVM_CAP_MAX_VCPU_ID, VM_MAX_VCPUS},
         {KVM_CAP_NR_MEMSLOTS, SLOTS_12},
@@ -111,11 +110,15 @@ static const struct {
         {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
         {KVM_CAP_STEAL_TIME, 1},
         {KVM_CAP_X86_SMM, 1},
+        {KVM_CAP_SPLIT_IRQCHIP, 1},
+        {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
         {KVM_CAP_MULTI_ADDRESS_SPACE, SPACES_12},
 };
 
 long cap_check(unsigned long cap)
 {
+	if (cap == KVM_CAP_NR_VCPUS)
+		return sysconf(_SC_NPROCESSORS_ONLN);
 	for (unsigned n = 0; n < ARRAY_SIZE(caps); n++)
 		if (caps[n].cap == cap)
 			return caps[n].val;
@@ -163,6 +166,10 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 			return -EINVAL;
 		x->emulation_exit = c->args[0];
 		return 0;
+	case KVM_CAP_SPLIT_IRQCHIP:
+		return split_irqchip(vm, c->args[0]);
+	case KVM_CAP_X2APIC_API:
+		return x2apic_api(vm, c->args[0]);
 	case KVM_CAP_MAX_VCPU_ID:
 		if (!c->args[0] || c->args[0] > VM_MAX_VCPUS || (x->max_vcpu_id && x->max_vcpu_id != c->args[0]) ||
 		    x->has_vcpu)

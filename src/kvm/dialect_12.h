@@ -66,9 +66,10 @@ struct vm12 {
 
 	/* What KVM_ENABLE_CAP changed. */
 	u64 quirks_off;
-	u32 max_vcpu_id; /* 0: not set */
-	u32 boot_id;     /* KVM_SET_BOOT_CPU_ID */
-	u32 msr_exits;   /* KVM_MSR_EXIT_REASON_x */
+	u32 max_vcpu_id;             /* 0: not set */
+	u32 boot_id;                 /* KVM_SET_BOOT_CPU_ID */
+	u32 msr_exits;               /* KVM_MSR_EXIT_REASON_x */
+	bool x2_format, x2_no_quirk; /* KVM_CAP_X2APIC_API */
 	bool platform_info_off, payload, triple_fault, emulation_exit;
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
 
@@ -89,6 +90,7 @@ struct vm12 {
 #define LATCH_INIT 1u
 #define LATCH_SIPI 2u
 #define LATCH_SMI 4u
+#define LATCH_EOI 8u
 
 /* Port I/O, or nothing, that the client answers before the next run. */
 enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR };
@@ -101,6 +103,7 @@ struct vcpu12 {
 	_Atomic(bool) sleeping; /* waits on the word of cpu.events */
 	_Atomic(bool) unhalted; /* KVM_HC_KICK_CPU */
 	u8 sipi_vector;
+	u64 eoi[4];       /* vectors whose EOI the client has not heard of, a bit each */
 	bool ran;         /* KVM_RUN has run guest code: CPUID is fixed from now on */
 	bool check_state; /* registers were set since cpu_check_state() */
 	bool inject;      /* cpu.excp waits for the next run */
@@ -179,7 +182,14 @@ bool is_eventfd(int fd);
 struct chips *chips_of(const struct vm *vm); /* NULL: none */
 struct lapic *lapic_of(const struct vcpu *v);
 void chips12_free(struct vm12 *x);
-void chips12_add_vcpu(struct kvm_vcpu *kv);
+int chips12_add_vcpu(struct kvm_vcpu *kv);
+/* Is there an i8259 pair of ours? */
+bool pic_of(const struct vm *vm);
+/* An EOI waits to be told to the client's IOAPIC: fills the exit. */
+bool eoi12_exit(struct kvm_vcpu *kv);
+/* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
+int split_irqchip(struct vm *vm, u64 pins);
+int x2apic_api(struct vm *vm, u64 flags);
 /* An access to memory that no slot covers, on the vCPU: true when the local APIC or IOAPIC answers. */
 bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 /* The vCPU of a local APIC id, NULL: none. */

@@ -6,7 +6,8 @@
  * never a VM's or vCPU's; it is joined before anything it uses goes. A vCPU that sleeps in HLT waits on the word of its
  * events, so whoever sets a bit there and finds it asleep wakes it, and a signal handler needs no more than the bit.
  *
- * GAP(split-irqchip): KVM_CAP_SPLIT_IRQCHIP is not offered. GAP(chip-attributes): nor device attributes of chips.
+ * With split chips only the local APICs are ours: the client keeps the IOAPIC, sends messages, and hears of the EOIs of
+ * vectors that routes of its IOAPIC's pins use.
  */
 #define _GNU_SOURCE
 #include "dialect_12.h"
@@ -42,6 +43,7 @@ struct chips12 {
 	int wake;              /* eventfd: the thread looks again */
 	struct irqfd *irqfd;   /* chips.lock */
 	unsigned n_irqfd, version;
+	unsigned pins; /* split: GSIs of the client's IOAPIC */
 };
 
 struct chips *chips_of(const struct vm *vm)
@@ -58,9 +60,9 @@ struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id)
 		return NULL;
 	pthread_mutex_lock(&c->lock);
 	for (unsigned n = 0; n < c->n_lapic && !kv; n++) {
-		const struct lapic *l = &c->lapic[n];
+		const struct lapic *l = c->lapic[n];
 
-		if (l->present && (l->x2apic ? l->x2id : l->reg[LAPIC_ID] >> 24) == id)
+		if (l && (l->x2apic ? l->x2id : l->reg[LAPIC_ID] >> 24) == id)
 			kv = __atomic_load_n(&vm->vcpu[n], __ATOMIC_ACQUIRE);
 	}
 	pthread_mutex_unlock(&c->lock);
@@ -71,7 +73,7 @@ struct lapic *lapic_of(const struct vcpu *v)
 {
 	struct chips *c = chips_of(v->vm);
 
-	return c ? &c->lapic[v->id] : NULL;
+	return c ? c->lapic[v->id] : NULL;
 }
 
 /* ---- upcalls of the chips ---------------------------------------------------------------------------------------- */
@@ -188,6 +190,39 @@ static void up_acked(void *owner, unsigned chip, unsigned pin)
 
 static void up_eoi(void *owner, unsigned id, u8 vector)
 {
+	struct chips12 *x = owner;
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+	const struct lapic *l = x->chips->lapic[id];
+
+	for (unsigned pin = 0; kv && pin < x->pins; pin++) {
+		const struct gsi *g = &x->chips->gsi[pin];
+
+		for (unsigned n = 0; n < g->n; n++) {
+			if (g->e[n].kind != GSI_MSI || !msi_is_for(l, g->e[n].addr, g->e[n].data, vector))
+				continue;
+			kv->x12->eoi[vector / 64] |= BIT(vector % 64);
+			latch(kv, LATCH_EOI);
+			return;
+		}
+	}
+}
+
+bool eoi12_exit(struct kvm_vcpu *kv)
+{
+	struct vcpu12 *x = kv->x12;
+
+	for (unsigned n = 0; n < 4; n++) {
+		unsigned bit;
+
+		if (!x->eoi[n])
+			continue;
+		bit = (unsigned)__builtin_ctzll(x->eoi[n]);
+		x->eoi[n] &= ~BIT(bit);
+		x->run->exit_reason = KVM_EXIT_IOAPIC_EOI;
+		x->run->eoi.vector = (u8)(64 * n + bit);
+		return true;
+	}
+	return false;
 }
 
 static const struct chip_ops up = {
@@ -318,7 +353,12 @@ void chips12_free(struct vm12 *v)
 	v->chips = NULL;
 }
 
-static int create_locked(struct vm *vm)
+bool pic_of(const struct vm *vm)
+{
+	return vm->x12->chips && !vm->x12->chips->chips->split;
+}
+
+static int create_locked(struct vm *vm, bool split, unsigned pins)
 {
 	struct chips12 *x;
 	int rc;
@@ -331,11 +371,15 @@ static int create_locked(struct vm *vm)
 	if (!x)
 		return -ENOMEM;
 	x->vm = vm;
+	x->pins = pins;
 	x->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	x->chips = x->wake < 0 ? NULL : chips_create(&up, x, false);
+	x->chips = x->wake < 0 ? NULL : chips_create(&up, x, split);
 	rc = x->chips ? 0 : -ENOMEM;
 	if (rc == 0) {
-		routes_default(x->chips);
+		x->chips->x2_format = vm->x12->x2_format;
+		x->chips->x2_no_quirk = vm->x12->x2_no_quirk;
+		if (!split)
+			routes_default(x->chips);
 		rc = start_helper(x);
 	}
 	vm->x12->chips = x;
@@ -349,9 +393,31 @@ long create_irqchip(struct vm *vm, unsigned long arg)
 	long rc;
 
 	pthread_mutex_lock(&vm->lock);
-	rc = create_locked(vm);
+	rc = create_locked(vm, false, 0);
 	pthread_mutex_unlock(&vm->lock);
 	return rc;
+}
+
+int split_irqchip(struct vm *vm, u64 pins)
+{
+	return pins > GSI_MAX ? -EINVAL : create_locked(vm, true, (unsigned)pins);
+}
+
+int x2apic_api(struct vm *vm, u64 flags)
+{
+	struct chips *c = chips_of(vm);
+
+	if (flags & ~(u64)(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK))
+		return -EINVAL;
+	if (flags & KVM_X2APIC_API_USE_32BIT_IDS)
+		vm->x12->x2_format = true;
+	if (flags & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+		vm->x12->x2_no_quirk = true;
+	if (c) {
+		c->x2_format = vm->x12->x2_format;
+		c->x2_no_quirk = vm->x12->x2_no_quirk;
+	}
+	return 0;
 }
 
 static long create_pit(struct vm *vm, bool speaker)
@@ -360,7 +426,7 @@ static long create_pit(struct vm *vm, bool speaker)
 	long rc = -ENOENT;
 
 	pthread_mutex_lock(&vm->lock);
-	c = chips_of(vm);
+	c = pic_of(vm) ? chips_of(vm) : NULL;
 	if (c) {
 		pthread_mutex_lock(&c->lock);
 		rc = c->pit.present ? -EEXIST : 0;
@@ -388,21 +454,22 @@ long create_pit2(struct vm *vm, unsigned long arg)
 	return rc < 0 ? rc : create_pit(vm, cfg.flags & KVM_PIT_SPEAKER_DUMMY);
 }
 
-void chips12_add_vcpu(struct kvm_vcpu *kv)
+int chips12_add_vcpu(struct kvm_vcpu *kv)
 {
-	struct lapic *l = lapic_of(&kv->cpu);
+	struct chips *c = chips_of(kv->cpu.vm);
+	struct lapic *l;
 
+	if (!c)
+		return 0;
+	l = chips_add_lapic(c, kv->cpu.id);
 	if (!l)
-		return;
-	pthread_mutex_lock(&l->chips->lock);
-	l->x2id = kv->cpu.id;
+		return -ENOMEM;
+	pthread_mutex_lock(&c->lock);
 	l->enabled = kv->cpu.apic_base & APIC_BASE_ENABLE;
 	l->bsp = kv->cpu.apic_base & APIC_BASE_BSP;
 	lapic_reset_locked(l, false);
-	l->present = true;
-	if (kv->cpu.id >= l->chips->n_lapic)
-		l->chips->n_lapic = kv->cpu.id + 1;
-	pthread_mutex_unlock(&l->chips->lock);
+	pthread_mutex_unlock(&c->lock);
+	return 0;
 }
 
 /* ---- lines, messages, routes ------------------------------------------------------------------------------------- */
@@ -448,7 +515,7 @@ long signal_msi(struct vm *vm, unsigned long arg)
 	return sent;
 }
 
-static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r)
+static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r, bool split)
 {
 	struct gsi_entry e = {0};
 	struct gsi *g;
@@ -458,7 +525,7 @@ static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r)
 	g = &table[r->gsi];
 	switch (r->type) {
 	case KVM_IRQ_ROUTING_IRQCHIP:
-		if (r->flags)
+		if (r->flags || split)
 			return -EINVAL;
 		e.pin = r->u.irqchip.pin;
 		e.kind = r->u.irqchip.irqchip == KVM_IRQCHIP_IOAPIC ? GSI_IOAPIC : GSI_PIC;
@@ -506,7 +573,7 @@ long set_gsi_routing(struct vm *vm, unsigned long arg)
 		goto out;
 	rc = user_read(e, (u8 *)arg + sizeof(head), head.nr * sizeof(*e));
 	for (unsigned n = 0; rc == 0 && n < head.nr; n++)
-		rc = route_one(table, &e[n]);
+		rc = route_one(table, &e[n], c->split);
 	if (rc < 0)
 		goto out;
 	pthread_mutex_lock(&c->lock);
@@ -639,7 +706,7 @@ long get_irqchip(struct vm *vm, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
-	if (!c)
+	if (!pic_of(vm))
 		return -ENXIO;
 	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
 		return -EINVAL;
@@ -669,7 +736,7 @@ long set_irqchip(struct vm *vm, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
-	if (!c)
+	if (!pic_of(vm))
 		return -ENXIO;
 	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
 		return -EINVAL;
@@ -762,6 +829,7 @@ long reinject_control(struct vm *vm, unsigned long arg)
 	return c && c->pit.present ? 0 : -ENXIO;
 }
 
+/* How the interface shows registers of an x2APIC: the id as an xAPIC's unless KVM_CAP_X2APIC_API said otherwise. */
 long get_lapic(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct lapic *l = lapic_of(&kv->cpu);
@@ -775,6 +843,8 @@ long get_lapic(struct kvm_vcpu *kv, unsigned long arg)
 
 		if (n == LAPIC_PPR || n == LAPIC_TIMER_NOW)
 			lapic_read_locked(l, n, &val);
+		if (n == LAPIC_ID && l->x2apic && !l->chips->x2_format)
+			val <<= 24;
 		memcpy(s.regs + n * 16, &val, 4);
 	}
 	pthread_mutex_unlock(&l->chips->lock);
@@ -785,6 +855,7 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct lapic *l = lapic_of(&kv->cpu);
 	struct kvm_lapic_state s;
+	u32 id;
 	long rc = user_read(&s, (void *)arg, sizeof(s));
 
 	if (rc < 0)
@@ -792,6 +863,11 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 	if (!l)
 		return -EINVAL;
 	pthread_mutex_lock(&l->chips->lock);
+	memcpy(&id, s.regs + LAPIC_ID * 16, 4);
+	if (l->x2apic && l->chips->x2_format && id != l->x2id) {
+		rc = -EINVAL;
+		goto out;
+	}
 	for (u32 n = 0; n < LAPIC_REGS; n++)
 		memcpy(&l->reg[n], s.regs + n * 16, 4);
 	l->timer_at = NEVER;
@@ -800,8 +876,9 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 		lapic_write_locked(l, LAPIC_TIMER_INIT, l->reg[LAPIC_TIMER_INIT]);
 	lapic_changed_locked(l);
 	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
+out:
 	pthread_mutex_unlock(&l->chips->lock);
-	return 0;
+	return rc;
 }
 
 /* ---- the guest's accesses ---------------------------------------------------------------------------------------- */

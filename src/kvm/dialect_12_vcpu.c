@@ -110,20 +110,27 @@ static int op_monitor(struct vcpu *v, const struct insn *i)
 	return STEP_OK;
 }
 
+/* What the client queued is as from an i8259: under a local APIC of ours it passes through LINT0. */
+static bool extint_open(struct vcpu *v)
+{
+	return !lapic_of(v) || (x12_of(v)->irq >= 0 && lapic_takes_pic(lapic_of(v)));
+}
+
 static int op_irq_take(struct vcpu *v)
 {
 	struct vcpu12 *x = x12_of(v);
-	int irq = x->irq;
+	int irq = extint_open(v) ? x->irq : -1;
 
-	x->irq = -1;
-	if (irq < 0 && lapic_of(v))
+	if (irq >= 0)
+		x->irq = -1;
+	else if (lapic_of(v))
 		irq = lapic_pending(lapic_of(v), true);
 	return irq;
 }
 
 static bool op_irq_pending(struct vcpu *v)
 {
-	return x12_of(v)->irq >= 0 || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
+	return (x12_of(v)->irq >= 0 && extint_open(v)) || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
 }
 
 static void op_cr8_written(struct vcpu *v)
@@ -247,14 +254,13 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	vcpu12_reset(kv, false);
 	tsc12_init(&kv->cpu);
 	pthread_mutex_lock(&vm->lock);
-	rc = vm->vcpu[id] ? -EEXIST : 0;
+	rc = vm->vcpu[id] ? -EEXIST : chips12_add_vcpu(kv);
 	if (rc == 0) {
 		atomic_fetch_add(&vm->x12->refs, 1);
 		if (vm->x12->chips && id != vm->x12->boot_id)
 			x->mp_state = KVM_MP_STATE_UNINITIALIZED;
-		chips12_add_vcpu(kv);
 		vm->x12->has_vcpu = true;
-		__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
+		vm_add_vcpu(vm, (unsigned)id, kv);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	if (rc < 0) {
@@ -512,6 +518,8 @@ static long fill_exit(struct kvm_vcpu *kv)
 	case EXIT_FAIL_ENTRY:
 		exit_fail_entry(v, run);
 		return 0;
+	case EXIT_OWNER:
+		return 0;
 	default:
 		log_end(v, e->internal.why);
 		exit_internal(v, run);
@@ -525,7 +533,8 @@ static bool irq_open(const struct kvm_vcpu *kv)
 {
 	const struct vcpu *v = &kv->cpu;
 
-	return (v->rflags & FLAGS_IF) && !v->shadow && kv->x12->irq < 0 && !kv->x12->inject;
+	return (v->rflags & FLAGS_IF) && !v->shadow && kv->x12->irq < 0 && !kv->x12->inject &&
+	       (!lapic_of(v) || lapic_takes_pic(lapic_of(v)));
 }
 
 /* KVM_SET_SIGNAL_MASK: a signal that is blocked now but not under the mask ends the run and stays pending.
@@ -564,6 +573,10 @@ static void run_guest(struct kvm_vcpu *kv)
 		             kv->x12->smi_pending) &&
 		    !vcpu12_wait(kv)) {
 			v->exit.reason = EXIT_INTR;
+			return;
+		}
+		if (unlikely(eoi12_exit(kv))) {
+			v->exit.reason = EXIT_OWNER;
 			return;
 		}
 		run_engine(kv);
@@ -633,7 +646,7 @@ static long run_inside(struct kvm_vcpu *kv)
 		if (excp_deliver(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
 			return fill_exit(kv);
 	}
-	if (run->request_interrupt_window && !lapic_of(v)) {
+	if (run->request_interrupt_window && !pic_of(v->vm)) {
 		if (irq_open(kv)) {
 			run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 			return 0;
@@ -719,7 +732,7 @@ static long run_locked(struct kvm_vcpu *kv)
 	run->flags = x->smm ? KVM_RUN_X86_SMM : 0;
 	run->cr8 = v->cr8;
 	run->apic_base = v->apic_base;
-	run->ready_for_interrupt_injection = lapic_of(v) || irq_open(kv);
+	run->ready_for_interrupt_injection = pic_of(v->vm) || irq_open(kv);
 	return rc;
 }
 
@@ -734,8 +747,10 @@ static long interrupt(struct kvm_vcpu *kv, unsigned long arg)
 		return rc;
 	if (irq.irq > 255)
 		return -EINVAL;
-	if (lapic_of(&kv->cpu))
+	if (pic_of(kv->cpu.vm))
 		return -ENXIO;
+	if (lapic_of(&kv->cpu) && kv->x12->irq >= 0)
+		return -EEXIST;
 	kv->x12->irq = (int)irq.irq;
 	atomic_fetch_or(&kv->cpu.events, (u32)EV_IRQ);
 	return 0;

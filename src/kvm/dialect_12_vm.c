@@ -34,7 +34,7 @@ static void vm12_free(struct vm *vm)
 	struct vm12 *x = vm->x12;
 
 	chips12_free(x);
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n]) {
 			vcpu12_free(vm->vcpu[n]);
 			vm->vcpu[n] = NULL;
@@ -451,7 +451,7 @@ static long set_clock(struct vm *vm, unsigned long arg)
 	vm->x12->clock_ref = c.clock;
 	vm->x12->clock_ref_tsc = __rdtsc();
 	pthread_mutex_unlock(&vm->x12->time_lock);
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n])
 			clock12_update(&vm->vcpu[n]->cpu);
 	vm_resume(vm, NULL);

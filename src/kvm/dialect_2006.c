@@ -79,7 +79,7 @@ static int vcpu_get(struct vm *vm, u32 id, struct kvm_vcpu **out)
 {
 	struct kvm_vcpu *kv;
 
-	if (id >= VM_MAX_VCPUS)
+	if (id >= VM_MAX_VCPUS_2006)
 		return -EINVAL;
 	kv = __atomic_load_n(&vm->vcpu[id], __ATOMIC_ACQUIRE);
 	if (!kv)
@@ -299,14 +299,14 @@ static long create_vcpu(struct vm *vm, unsigned long arg)
 	int id = (int)arg; /* the argument is an int: the upper half of its register may hold anything */
 	int rc;
 
-	if (id < 0 || id >= VM_MAX_VCPUS)
+	if (id < 0 || id >= VM_MAX_VCPUS_2006)
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	rc = -EEXIST;
 	if (!vm->vcpu[id]) {
 		rc = vcpu_create(vm, (u32)id, &ops_2006, &kv);
 		if (rc == 0)
-			__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
+			vm_add_vcpu(vm, (unsigned)id, kv);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return rc;
@@ -483,7 +483,7 @@ static long interrupt(struct vm *vm, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
-	if (irq.vcpu >= VM_MAX_VCPUS || irq.irq > 255)
+	if (irq.vcpu >= VM_MAX_VCPUS_2006 || irq.irq > 255)
 		return -EINVAL;
 	/* No lock: queueing is safe beside a running vCPU, which then takes the interrupt at once. */
 	kv = __atomic_load_n(&vm->vcpu[irq.vcpu], __ATOMIC_ACQUIRE);

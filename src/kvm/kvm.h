@@ -15,7 +15,8 @@
 
 #include "../cpu/cpu.h"
 
-#define VM_MAX_VCPUS 64
+#define VM_MAX_VCPUS 1024
+#define VM_MAX_VCPUS_2006 64
 #define VM_MAX_SLOTS_2006 32
 
 struct kvm_vcpu {
@@ -35,6 +36,7 @@ struct vm {
 	u64 memfd_size;
 	struct memslot *slot[VM_MAX_SLOTS_2006];
 	struct kvm_vcpu *vcpu[VM_MAX_VCPUS];
+	_Atomic(unsigned) n_vcpu; /* one past the highest that is there */
 
 	pthread_mutex_t run_lock;
 	pthread_cond_t run_cond;
@@ -49,6 +51,8 @@ struct vm {
 /* A new VM around a memfd descriptor (which the VM dups; -1: memory is the client's). -errno or 0. */
 int vm_create(int memfd, struct vm **out);
 void vm_destroy(struct vm *vm);
+/* The vCPU is complete and can be found. With vm.lock. */
+void vm_add_vcpu(struct vm *vm, unsigned id, struct kvm_vcpu *kv);
 /* Stops all vCPUs at an instruction boundary; they stay stopped until vm_resume(). The caller may itself be a vCPU. */
 void vm_stop(struct vm *vm, struct vcpu *self);
 void vm_resume(struct vm *vm, struct vcpu *self);

@@ -42,7 +42,7 @@ int vm_create(int memfd, struct vm **out)
 
 void vm_destroy(struct vm *vm)
 {
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n])
 			vcpu_destroy(vm->vcpu[n]);
 	for (unsigned n = 0; n < VM_MAX_SLOTS_2006; n++)
@@ -59,6 +59,13 @@ void vm_destroy(struct vm *vm)
 	free(vm);
 }
 
+void vm_add_vcpu(struct vm *vm, unsigned id, struct kvm_vcpu *kv)
+{
+	__atomic_store_n(&vm->vcpu[id], kv, __ATOMIC_RELEASE);
+	if (id >= vm->n_vcpu)
+		vm->n_vcpu = id + 1;
+}
+
 void vm_stop(struct vm *vm, struct vcpu *self)
 {
 	pthread_mutex_lock(&vm->run_lock);
@@ -69,7 +76,7 @@ void vm_stop(struct vm *vm, struct vcpu *self)
 	while (vm->stop)
 		pthread_cond_wait(&vm->run_cond, &vm->run_lock);
 	vm->stop = true;
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++) {
+	for (unsigned n = 0; n < vm->n_vcpu; n++) {
 		struct kvm_vcpu *kv = __atomic_load_n(&vm->vcpu[n], __ATOMIC_ACQUIRE);
 
 		if (kv && &kv->cpu != self)
@@ -110,7 +117,7 @@ void vm_leave(struct vm *vm)
 
 void vm_flush_all(struct vm *vm)
 {
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n]) {
 			tlb_flush(&vm->vcpu[n]->cpu.mmu);
 			interp_flush(&vm->vcpu[n]->cpu);
@@ -120,7 +127,7 @@ void vm_flush_all(struct vm *vm)
 
 void vm_flush_writes(struct vm *vm)
 {
-	for (unsigned n = 0; n < VM_MAX_VCPUS; n++)
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n])
 			tlb_flush_writes(&vm->vcpu[n]->cpu.mmu);
 }
