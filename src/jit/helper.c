@@ -60,7 +60,40 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 	return &d->insn;
 }
 
-/* Runs an instruction's handler on the state in memory. 0: go on behind it; else leave (j->rc, j->insn). */
+/* The world is as translated code expects it: nothing to look at, and all guards as good as they were. */
+static inline bool undisturbed(const struct vcpu *v, const struct jit *j)
+{
+	return !atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed) && !v->stepping &&
+	       v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local;
+}
+
+/* May the code go on at v's RIP by the jump cache, under `key`? */
+static bool go_by_cache(struct vcpu *v, const struct jit *j, u32 key)
+{
+	if (key == KEY_NONE || j->lockstep || j->chaos.on || j->need_flush ||
+	    ((key & KEY_64) && !is_canonical(v->r[R_RIP])))
+		return false;
+	v->jt.key = (u64)key << 48;
+	return true;
+}
+
+/* The second part of an instruction over a page border is still there, and still the same. */
+static int check_border(struct vcpu *v, const struct tb *tb)
+{
+	unsigned first = tb->range[0].len;
+	u64 next = v->r[R_RIP] + first;
+	const u8 *p;
+	int rc = interp_fetch(v, tb->key & KEY_64 ? next : (u32)next, &p);
+
+	if (rc != STEP_OK)
+		return rc;
+	if (!memcmp(p, tb->bytes + first, tb->beyond))
+		return STEP_OK;
+	v->jit->need_flush = true;
+	return STEP_JUMP;
+}
+
+/* Runs an instruction's handler on the state in memory: enum jit_called. */
 u32 jit_call(struct vcpu *v, u32 idx)
 {
 	struct jit *j = v->jit;
@@ -76,22 +109,33 @@ u32 jit_call(struct vcpu *v, u32 idx)
 		j->helper_by_mnemonic[i->mnemonic]++;
 	v->rflags = fl_merge(v->rflags, v->jt.flags);
 	v->r[R_RIP] = tb->key & KEY_64 ? tb->rip + call->off : (u32)(tb->rip + call->off);
-	rc = i->fn(v, i);
+	rc = likely(!tb->beyond) ? STEP_OK : check_border(v, tb);
+	if (likely(rc == STEP_OK))
+		rc = i->fn(v, i);
 	if (likely(rc == STEP_OK)) {
 		v->jt.flags = fl_pack(v->rflags);
 		v->r[R_RIP] += i->len;
 		if (likely(!(v->mmu.n_writes | v->mmu.n_reads | j->left))) {
+			u32 key;
+
 			if (!call->sys)
-				return 0;
-			if (!atomic_load_explicit(&v->events, memory_order_relaxed) && !v->stepping &&
-			    v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local &&
-			    jit_key(v) == tb->key)
-				return 0;
+				return CALLED_ON;
+			if (undisturbed(v, j)) {
+				key = jit_key(v);
+				if (likely(key == tb->key))
+					return CALLED_ON;
+				if (go_by_cache(v, j, key))
+					return CALLED_JUMP;
+			}
 		}
+	} else if (rc == STEP_JUMP && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && undisturbed(v, j) &&
+	           go_by_cache(v, j, jit_key(v))) {
+		v->jt.flags = fl_pack(v->rflags);
+		return CALLED_JUMP;
 	}
 	j->rc = rc;
 	j->insn = i;
-	return 1;
+	return CALLED_LEAVE;
 }
 
 /* ---- stubs ------------------------------------------------------------------------------------------------------ */
@@ -121,6 +165,15 @@ static void emit_return(struct emit *e)
 	emit_load(e, H_RSP, H_R15, VOFF(jt.sp));
 	memcpy(e->p, pops, sizeof(pops));
 	e->p += sizeof(pops);
+}
+
+/* To R8 by the jump cache. */
+static void emit_jump_by_key(struct jit *j, struct emit *e)
+{
+	encode(e, 0, 0, 0xf6, 0, rm_mem(H_R15, VOFF(jt.key) + 6)); /* test byte, KEY_USER */
+	e1(e, KEY_USER);
+	emit_jcc(e, 5, j->jump[1]);
+	emit_jmp(e, 0xe9, j->jump[0]);
 }
 
 void jit_emit_stubs(struct jit *j)
@@ -158,10 +211,7 @@ void jit_emit_stubs(struct jit *j)
 	e1(e, 16);
 	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
 	emit_jcc(e, 5, j->leave_lookup);
-	encode(e, 0, 0, 0xf6, 0, rm_mem(H_R15, VOFF(jt.key) + 6)); /* test byte, KEY_USER */
-	e1(e, KEY_USER);
-	emit_jcc(e, 5, j->jump[1]);
-	emit_jmp(e, 0xe9, j->jump[0]);
+	emit_jump_by_key(j, e);
 	/* call_stub: R8 = index of the call. */
 	j->call_stub = emit_rx(e);
 	spill_all(e);
@@ -177,6 +227,14 @@ void jit_emit_stubs(struct jit *j)
 	at = emit_jcc(e, 5, NULL);
 	reload_all(e);
 	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	encode(e, 0, 0, 0x83, 7, rm_reg(H_RAX)); /* cmp eax, CALLED_JUMP */
+	e1(e, CALLED_JUMP);
+	at = emit_jcc(e, 5, NULL);
+	emit_ret_base(j, e);
+	reload_all(e);
+	emit_load(e, H_R8, H_R15, R_RIP * 8);
+	emit_jump_by_key(j, e);
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);

@@ -53,6 +53,10 @@
 /* Why translated code returned (eax). */
 enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
 
+/* What follows a call of a handler: the next instruction; v's RIP, by the jump cache; the dispatcher (j->rc, j->insn).
+ */
+enum jit_called { CALLED_ON, CALLED_JUMP, CALLED_LEAVE };
+
 struct jc_entry {
 	u64 tag; /* RIP ^ jt.key */
 	const u8 *code;
@@ -90,6 +94,7 @@ struct tb {
 	bool dead;
 	bool unchecked; /* lockstep.c: nothing to compare */
 	bool loops;     /* comes back to its start without leaving */
+	u8 beyond;      /* bytes of its only instruction that lie in the next page */
 	u8 n_ranges;
 	u16 n_insns;
 	u32 checks;   /* lockstep.c */

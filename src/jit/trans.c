@@ -871,6 +871,36 @@ static bool is_sys(const struct insn *i)
 	return op_sys_find(i) || op_flow_find(i);
 }
 
+/* The instruction at the block's start goes on in the next page: its handler runs it, after a look at that page. */
+static void decode_border(struct trans *c)
+{
+	u64 rip = c->tb->rip;
+	unsigned off = (unsigned)(rip & ~PAGE_MASK), first = (unsigned)PAGE_SIZE - off;
+	struct vcpu *v = c->j->v;
+	struct insn *i = &c->insn[0];
+	u64 next = wrap(c, rip + first);
+	const u8 *p;
+
+	if (((c->key & KEY_64) && !is_canonical(next)) ||
+	    !(p = tlb_lookup(&v->mmu.tlb[v->cpl == 3 ? TLB_USER : TLB_SUPER][TLB_EXEC], next, 1)))
+		return;
+	memcpy(c->bytes, c->hva_page + off, first);
+	memcpy(c->bytes + first, p, 15 - first);
+	if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes, 15, i) < 0 || i->len <= first || !interp_bind(i))
+		return;
+	memset(&c->nat[0], 0, sizeof(c->nat[0]));
+	c->nat[0].fr = F_ALL;
+	c->nat[0].ends = interp_ends_block(i);
+	c->sys[0] = is_sys(i);
+	c->tb->beyond = (u8)(i->len - first);
+	c->tb->unchecked = true;
+	c->rip[0] = rip;
+	c->n = 1;
+	c->end_rip = wrap(c, rip + i->len);
+	c->range[0] = (struct range){(u16)off, (u16)first};
+	c->n_range = 1;
+}
+
 static void decode_block(struct trans *c)
 {
 	u64 rip = c->tb->rip;
@@ -909,8 +939,13 @@ static void decode_block(struct trans *c)
 		if (c->nat[k].ends)
 			break;
 	}
+	if (!c->n) {
+		if (off + 15 > PAGE_SIZE)
+			decode_border(c);
+		return;
+	}
 	/* STI needs a successor in its block. */
-	if (c->n && c->nat[c->n - 1].cls == K_STI) {
+	if (c->nat[c->n - 1].cls == K_STI) {
 		memset(&c->nat[c->n - 1], 0, sizeof(c->nat[0]));
 		c->nat[c->n - 1].fr = F_ALL;
 		c->sys[c->n - 1] = true;
@@ -1060,12 +1095,12 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	for (unsigned n = 0; n < c->n_range; n++)
 		total += c->range[n].len;
 	tb->n_ranges = (u8)c->n_range;
-	tb->range = meta_alloc(j, c->n_range * sizeof(*tb->range) + total);
+	tb->range = meta_alloc(j, c->n_range * sizeof(*tb->range) + total + tb->beyond);
 	memcpy(tb->range, c->range, c->n_range * sizeof(*tb->range));
 	bytes = (u8 *)(tb->range + c->n_range);
 	tb->bytes = bytes;
-	memcpy(bytes, c->bytes, c->range[0].len);
-	bytes += c->range[0].len;
+	memcpy(bytes, c->bytes, c->range[0].len + tb->beyond);
+	bytes += c->range[0].len + tb->beyond;
 	/* Should these change before the next validation, it finds out; look() compared what it decoded. */
 	for (unsigned n = 1; n < c->n_range; n++) {
 		memcpy(bytes, c->hva_page + c->range[n].off, c->range[n].len);
