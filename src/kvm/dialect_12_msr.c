@@ -96,19 +96,19 @@ static int mce_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
 	return 0;
 }
 
-/* SDM vol. 3, 11.12.5: x2APIC needs the APIC on, and is left only through off. */
-static int apic_base_write(struct vcpu *v, u64 val)
+/* SDM vol. 3, 11.12.5: x2APIC needs the APIC on, and is left only through off. The client may change between all modes. */
+static int apic_base_write(struct vcpu *v, u64 val, bool host)
 {
 	const u64 on = APIC_BASE_ENABLE, x2 = BIT(10);
 	u64 old = v->apic_base;
 
-	if ((val & 0x2ff) || (val >> 48) || (val & (on | x2)) == x2)
+	if ((val & 0x2ff) || (val & ~v->mmu.phys_mask) || (val & (on | x2)) == x2)
 		return -1;
 	if ((val & x2) && !lapic_of(v))
 		return -1;
-	if ((old & (on | x2)) == (on | x2) && (val & (on | x2)) == on)
+	if (!host && (old & (on | x2)) == (on | x2) && (val & (on | x2)) == on)
 		return -1;
-	if (!(old & on) && (val & (on | x2)) == (on | x2))
+	if (!host && !(old & on) && (val & (on | x2)) == (on | x2))
 		return -1;
 	v->apic_base = val;
 	if (lapic_of(v))
@@ -135,7 +135,7 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			lapic_set_deadline(lapic_of(v), val);
 		return 0;
 	case MSR_APIC_BASE:
-		return apic_base_write(v, val);
+		return apic_base_write(v, val, host);
 	case MSR_TSC:
 		if (!host)
 			return MSR_PASS;

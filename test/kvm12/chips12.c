@@ -187,6 +187,39 @@ TEST(state_round_trip)
 }
 
 /* VMs with chips come and go without leaving threads or memory behind. */
+static long apic_base(struct guest *g, uint64_t val)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = 0x1b, .data = val}};
+
+	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
+}
+
+/* A client that restores a snapshot moves the local APIC between modes as no guest may. */
+TEST(client_sets_any_apic_mode)
+{
+	static const uint64_t modes[] = {0xfee00d00, 0xfee00900, 0xfee00100, 0xfee00d00, 0xfee00100, 0xfee00900};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 21, .edx = 1u << 9}}};
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	for (unsigned n = 0; n < sizeof(modes) / sizeof(modes[0]); n++) {
+		struct kvm_sregs s;
+
+		CHECK_EQ(apic_base(&g, modes[n]), 1);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+		CHECK_EQ(s.apic_base, modes[n]);
+	}
+	CHECK_EQ(apic_base(&g, 0xfee00500), 0); /* x2APIC without the APIC */
+	guest_close(&g);
+}
+
 TEST(many_vms)
 {
 	for (unsigned n = 0; n < 100; n++) {
