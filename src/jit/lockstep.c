@@ -47,7 +47,7 @@ struct lpage {
 struct state {
 	u64 r[R_COUNT], rflags;
 	u8 mode[offsetof(struct vcpu, jt) - offsetof(struct vcpu, mode)];
-	u8 rest[offsetof(struct vcpu, ops) - offsetof(struct vcpu, seg)];
+	_Alignas(8) u8 rest[offsetof(struct vcpu, ops) - offsetof(struct vcpu, seg)];
 	unsigned n_reads, n_writes, next_write;
 	struct mmio_frag write[2];
 };
