@@ -50,7 +50,13 @@ JIT_RANDOM := $(T)/jit-random
 $(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
-	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver -o $@ $^ $(ENGINE_LIBS)
+	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=tsc_read -o $@ $^ $(ENGINE_LIBS)
+
+# How soon events are noticed.
+$(T)/jit-latency: $(BUILD)/test/jit/latency.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
 # The interpreter's speed on plain loops.
 $(T)/speed: $(BUILD)/test/insn/smoke.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
@@ -109,7 +115,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 -include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
 	$(wildcard $(BUILD)/test/system/*.d)
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM)
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
 QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked)
 test-programs: all $(QUICK_PROGRAMS)
 
@@ -136,6 +142,8 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'engine: loop, MMIO, changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(ENGINE_TEST)' \
 	'system snippets, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/system' \
 	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,10000000)' \
+	'latency of events$(NOTE)=$(T)/jit-latency' \
+	'latency of events, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/jit-latency' \
 	'checks of the translator find a wrong one$(NOTE)=test/jit/spoil-test $(BUILD)'
 
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \

@@ -50,7 +50,7 @@
 #define SYS_GDT 0x1000
 #define SYS_TSS 0x1100
 #define SYS_CODE 0x2000
-#define SYS_COUNT 0x2ff8
+#define SYS_COUNT 0x3000 /* what lies below does not change */
 #define SYS_STACK 0x4000
 
 enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, MODES };
@@ -59,11 +59,15 @@ enum { PLAIN, CHAOS, LOCKSTEP, BOTH, VARIANTS };
 static const char *const mode_name[] = {"long3", "long0", "compat", "prot3", "prot0", "prot16", "real"};
 static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+lockstep"};
 
+#define SPAN(a, b) (offsetof(struct vcpu, b) - offsetof(struct vcpu, a))
+
 struct side {
 	struct machine m;
 	u8 *code, *data, *sys;
+	u8 sys_clean[SYS_COUNT & PAGE_MASK];
 	struct seg seg[SEG_COUNT];
-	bool faulted;
+	u8 clean[offsetof(struct vcpu, fpu) - offsetof(struct vcpu, seg)]; /* what a wild jump at CPL 0 may change */
+	bool faulted, irqs;
 	volatile bool irq;
 	u64 io; /* what the ports make of what they were told */
 	u64 n_irqs;
@@ -113,11 +117,18 @@ static int port(struct vcpu *v, const struct pio *io)
 	return STEP_OK;
 }
 
+u64 __wrap_tsc_read(const struct vcpu *v);
+
+u64 __wrap_tsc_read(const struct vcpu *v)
+{
+	return 0x123456789abcull;
+}
+
 static int irq_take(struct vcpu *v)
 {
 	struct side *s = side_of(v);
 
-	if (!s->irq)
+	if (!s->irq || !s->irqs)
 		return -1;
 	s->irq = false;
 	s->n_irqs++;
@@ -292,6 +303,7 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 	v = s->m.v;
 	v->ops = &ops;
 	v->owner = s;
+	v->tsc_offset = 0;
 	s->code = add_window(&s->m, u->env.code, CODE_SIZE);
 	s->data = add_window(&s->m, u->data, DATA_SIZE);
 	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
@@ -328,7 +340,10 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 		make_tables(s, u, lma);
 	}
 	cpu_update(v);
+	s->irqs = u->irqs;
 	memcpy(s->seg, v->seg, sizeof(s->seg));
+	memcpy(s->clean, v->seg, sizeof(s->clean));
+	memcpy(s->sys_clean, s->sys, SYS_COUNT & PAGE_MASK);
 }
 
 static void make_setup(enum mode mode)
@@ -396,6 +411,16 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 	memset(s->code, 0, CODE_SIZE);
 	memcpy(s->code + (program.at - u->env.code), program.bytes, program.len);
 	memcpy(s->data, pool + st->pool, DATA_SIZE);
+	if (memcmp(s->sys, s->sys_clean, sizeof(s->sys_clean)))
+		memcpy(s->sys, s->sys_clean, sizeof(s->sys_clean));
+	if (memcmp(&v->gdt, s->clean + SPAN(seg, gdt), SPAN(gdt, excp)) ||
+	    memcmp(&v->star, s->clean + SPAN(seg, star), SPAN(star, fpu))) {
+		memcpy(v->seg, s->clean, sizeof(s->clean));
+		cpu_set_crs(v, v->cr0, v->cr3, v->cr4, v->efer);
+		dbg_update(v);
+	}
+	v->pending_db = 0;
+	v->nmi_masked = false;
 	memcpy(v->r, st->r, sizeof(st->r));
 	v->rflags = st->rflags;
 	memcpy(v->fpu.ymm, st->ymm, sizeof(st->ymm));
@@ -405,7 +430,6 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 	v->fpu.fcs = v->fpu.fds = 0;
 	v->fpu.x87_used = true;
 	v->fpu.mxcsr = st->mxcsr;
-	v->cr2 = 0;
 	v->shadow = 0;
 	v->mid_rep = false;
 	s->irq = false;
@@ -510,6 +534,8 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
 		word("base ", k, a->seg[k].base, b->seg[k].base);
 	}
+	bytes("control and debug registers", &a->gdt, &b->gdt, SPAN(gdt, excp));
+	bytes("MSRs", &a->star, &b->star, SPAN(star, fpu));
 	bytes("data", si->data, sj->data, DATA_SIZE);
 	bytes("code", si->code, sj->code, CODE_SIZE);
 	word("exit ", 0, a->exit.reason, b->exit.reason);
