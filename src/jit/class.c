@@ -111,11 +111,16 @@ static void reg_rm(struct nat *n, unsigned size, unsigned rm_size, bool reads_re
 	n->rm_size = (u8)rm_size;
 }
 
-static void bit_test(const struct insn *i, struct nat *n, bool store)
+static void bit_test(const struct insn *i, u32 key, struct nat *n, bool store)
 {
-	if (i->op[0].kind == OPK_MEM && i->op[1].kind != OPK_IMM)
-		return; /* the offset moves the address */
+	bool memreg = i->op[0].kind == OPK_MEM && i->op[1].kind != OPK_IMM;
+
+	/* The bit's number moves the address. */
+	if (memreg && (i->op[0].size < 4 || (i->asize != 8 && (key & KEY_64))))
+		return;
 	rmw(n, 0, F_CF);
+	if (memreg)
+		n->cls = K_BITMEM;
 	n->size = n->rm_size = i->op[0].size;
 	n->rm_r = true;
 	n->rm_w = store;
@@ -252,12 +257,12 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->fw = i->mnemonic == ZYDIS_MNEMONIC_POPCNT ? F_ALL : 0;
 		return;
 	case ZYDIS_MNEMONIC_BT:
-		bit_test(i, n, false);
+		bit_test(i, key, n, false);
 		return;
 	case ZYDIS_MNEMONIC_BTS:
 	case ZYDIS_MNEMONIC_BTR:
 	case ZYDIS_MNEMONIC_BTC:
-		bit_test(i, n, true);
+		bit_test(i, key, n, true);
 		return;
 	case ZYDIS_MNEMONIC_XCHG:
 		if (i->map == 0 && i->opcode >= 0x90 && i->opcode <= 0x97) {
@@ -284,6 +289,12 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->digit = n->rm_r = n->rm_w = true;
 		n->size = 4;
 		n->rm_size = 8;
+		return;
+	case ZYDIS_MNEMONIC_CMPXCHG16B:
+		rmw(n, 0, F_ZF);
+		n->digit = n->rm_r = n->rm_w = true;
+		n->size = 8;
+		n->rm_size = n->align = 16;
 		return;
 	case ZYDIS_MNEMONIC_LEA:
 		if (i->asize == 2)
@@ -332,6 +343,16 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	case ZYDIS_MNEMONIC_LEAVE:
 		if (branch_size)
 			n->cls = K_LEAVE;
+		return;
+	case ZYDIS_MNEMONIC_PUSHFQ:
+		if (!(key & KEY_64) || i->osize != 8)
+			return;
+		n->cls = K_PUSHF;
+		n->fr = F_ALL;
+		return;
+	case ZYDIS_MNEMONIC_SWAPGS:
+		if ((key & KEY_64) && (key & KEY_CPL0))
+			n->cls = K_SWAPGS;
 		return;
 	case ZYDIS_MNEMONIC_CLD:
 	case ZYDIS_MNEMONIC_STD:
@@ -402,12 +423,30 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	}
 }
 
+/* REP STOS and REP MOVS, the plain ones. */
+static void classify_string(const struct insn *i, u32 key, struct nat *n)
+{
+	bool stos = i->map == 0 && (i->opcode == 0xaa || i->opcode == 0xab);
+	bool movs = i->map == 0 && (i->opcode == 0xa4 || i->opcode == 0xa5);
+
+	if (!(key & KEY_64) || i->asize != 8 || !(i->flags & INSN_REP) || (!stos && !movs))
+		return;
+	if (movs && i->seg >= SEG_FS && i->seg <= SEG_GS)
+		return;
+	n->cls = K_STRING;
+	n->size = i->osize;
+	n->rm_w = true;
+	n->rm_r = movs;
+}
+
 void classify(const struct insn *i, u32 key, struct nat *n)
 {
 	memset(n, 0, sizeof(*n));
 	n->reg_kind = n->rm_kind = OPK_GPR;
 	if (!(i->flags & INSN_VEX) && !(i->flags & (INSN_REP | INSN_REPNE)) && cpuid_has_isa(i->isa))
 		classify_int(i, key, n);
+	else
+		classify_string(i, key, n);
 	if (n->cls != K_HANDLER && has_high_byte(i)) {
 		/* No REX may come near AH..BH: only plain register forms, which then need no renaming. */
 		bool plain = n->cls == K_MODRM && !(i->flags & INSN_MEM) && i->raw_prefixes == 0;
@@ -416,7 +455,7 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 			plain = plain && (i->op[k].kind != OPK_GPR || (i->op[k].reg < 8 && i->op[k].reg != R_RSP));
 		n->cls = plain ? K_RAW : n->cls == K_MOVI ? K_RAW : K_HANDLER;
 	}
-	if (n->cls != K_HANDLER && (i->flags & INSN_MEM)) {
+	if (n->cls != K_HANDLER && n->cls != K_STRING && (i->flags & INSN_MEM)) {
 		if (i->asize == 2)
 			n->cls = n->cls == K_NOP ? K_NOP : K_HANDLER;
 		/* Outside 64-bit mode only ES, CS, SS, DS are known to be flat; CS cannot be written. */

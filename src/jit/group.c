@@ -46,6 +46,8 @@ static bool access_of(const struct trans *c, unsigned k, struct access *a)
 			return false;
 		a->base = i->base;
 		a->disp = (s32)i->disp;
+		if (n->align)
+			return false;
 		if (n->cls == K_MODRM) {
 			a->size = n->rm_size;
 			a->write = n->rm_w;
@@ -120,7 +122,8 @@ static bool change_of(const struct trans *c, unsigned k, unsigned g, s32 *delta)
 		}
 		if ((i->mnemonic == ZYDIS_MNEMONIC_MUL || i->mnemonic == ZYDIS_MNEMONIC_IMUL ||
 		     i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG || i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG8B ||
-		     i->mnemonic == ZYDIS_MNEMONIC_DIV || i->mnemonic == ZYDIS_MNEMONIC_IDIV) &&
+		     i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B || i->mnemonic == ZYDIS_MNEMONIC_DIV ||
+		     i->mnemonic == ZYDIS_MNEMONIC_IDIV) &&
 		    (g == R_RAX || g == R_RDX))
 			return false;
 		if (i->mnemonic == ZYDIS_MNEMONIC_CMP || i->mnemonic == ZYDIS_MNEMONIC_TEST)
@@ -128,6 +131,11 @@ static bool change_of(const struct trans *c, unsigned k, unsigned g, s32 *delta)
 		/* A store's source is only read; everything else that names g counts as writing it. */
 		if ((i->flags & INSN_MEM) && !n->reg_w)
 			return true;
+		break;
+	case K_SSE:
+	case K_VEX:
+		if (g == R_RCX && i->map == 3 && (i->opcode & 0xfc) == 0x60) /* PCMPxSTRI */
+			return false;
 		break;
 	case K_RAW:
 	case K_ACC:
@@ -155,7 +163,7 @@ void group_accesses(struct trans *c)
 
 	memset(c->group_of, 0, sizeof(c->group_of));
 	c->n_group = 0;
-	if (!(c->key & KEY_64))
+	if (!(c->key & KEY_64) || c->no_groups)
 		return;
 	for (unsigned k = 0; k < c->n; k++) {
 		struct access a;

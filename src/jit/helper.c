@@ -93,13 +93,16 @@ static int check_border(struct vcpu *v, const struct tb *tb)
 	return STEP_JUMP;
 }
 
+#define SPLITS_MAX 32
+
 /* Runs an instruction's handler on the state in memory: enum jit_called. */
 u32 jit_call(struct vcpu *v, u32 idx)
 {
 	struct jit *j = v->jit;
 	const struct call *call = &j->calls[idx];
 	const struct insn *i = insn_of(j, idx);
-	const struct tb *tb = meta_ptr(j, call->tb);
+	struct tb *tb = meta_ptr(j, call->tb);
+	u64 misses = v->mmu.tlb_misses;
 	int rc;
 
 	if (v->jt.mxcsr_on)
@@ -115,6 +118,9 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	if (likely(rc == STEP_OK)) {
 		v->jt.flags = fl_pack(v->rflags);
 		v->r[R_RIP] += i->len;
+		/* The group straddles two pages, and maybe always will. */
+		if (call->group && v->mmu.tlb_misses == misses && ++tb->splits == SPLITS_MAX)
+			page_ungroup(j, tb);
 		if (likely(!(v->mmu.n_writes | v->mmu.n_reads | j->left))) {
 			u32 key;
 
@@ -448,6 +454,7 @@ void jit_create(struct vcpu *v)
 	j->e.p = j->mem.rw;
 	j->e.delta = j->mem.rx - j->mem.rw;
 	j->dump = debug_on("jit");
+	j->bmi2 = __builtin_cpu_supports("bmi2");
 	j->count = debug_on("jitstat");
 	if (j->count)
 		j->helper_by_mnemonic = calloc(ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(u64));

@@ -98,6 +98,7 @@ struct tb {
 	u8 n_ranges;
 	u16 n_insns;
 	u32 checks;   /* lockstep.c */
+	u8 splits;    /* group checks that failed without a TLB miss */
 	u32 guard[2]; /* of its page: not local, local; 0: none yet */
 	struct range *range;
 	const u8 *bytes;        /* of the ranges, one after the other */
@@ -124,10 +125,11 @@ struct site {
 
 /* An instruction that translated code gives to its handler. */
 struct call {
-	u32 tb;   /* meta_at() */
-	u32 insn; /* decoded, meta_at(); 0: decode it (decoded[]) */
-	u16 off;  /* from the block's start */
-	bool sys; /* may change mode, flags outside the arithmetic ones, translation */
+	u32 tb;     /* meta_at() */
+	u32 insn;   /* decoded, meta_at(); 0: decode it (decoded[]) */
+	u16 off;    /* from the block's start */
+	bool sys;   /* may change mode, flags outside the arithmetic ones, translation */
+	bool group; /* of a group's leader */
 };
 
 /* Instructions decoded again for their handlers, by index of the call. */
@@ -143,7 +145,8 @@ struct jpage {
 	const u8 *hva;
 	gpa_t gpa;
 	u64 epoch;
-	u64 granules; /* 64-byte pieces that ranges touch */
+	u64 granules;  /* 64-byte pieces that ranges touch */
+	u64 ungrouped; /* in these, accesses of blocks that begin there are checked one by one: they straddle pages */
 	struct tb *tbs;
 	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
 	bool watched;
@@ -188,6 +191,7 @@ struct jit {
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	bool dump, count;
+	bool bmi2;           /* the host has it */
 	struct trans *trans; /* trans.h: the block being translated */
 	struct lockstep *lockstep;
 	struct {
@@ -228,6 +232,8 @@ static inline void *meta_ptr(const struct jit *j, u32 at)
 /* smc.c */
 struct jpage *page_get(struct jit *j, const u8 *hva_page);
 struct jpage *page_find(const struct jit *j, const u8 *hva_page);
+u64 granules_of(unsigned off, unsigned len);
+void page_ungroup(struct jit *j, struct tb *tb); /* kills it; its successor does without groups */
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
 void smc_foreign(struct jit *j);
@@ -289,8 +295,12 @@ enum cls {
 	K_RET,
 	K_CLI,
 	K_STI,
-	K_DF,  /* CLD, STD */
-	K_SSE, /* vector registers, legacy encoding */
+	K_DF, /* CLD, STD */
+	K_PUSHF,
+	K_SWAPGS,
+	K_BITMEM, /* BT and its kin, memory, the bit's number in a register */
+	K_STRING, /* REP STOS, REP MOVS */
+	K_SSE,    /* vector registers, legacy encoding */
 	K_VEX
 };
 
@@ -305,6 +315,7 @@ struct nat {
 	u8 size;                       /* of the general register operands */
 	u8 rm_size;                    /* of the rm operand */
 	bool fp;                       /* reads and writes MXCSR */
+	u8 align;                      /* of the memory operand; 0: any */
 };
 void classify(const struct insn *i, u32 key, struct nat *n);
 u8 cc_flags(unsigned cc);

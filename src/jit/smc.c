@@ -111,7 +111,7 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	return p;
 }
 
-static u64 granules_of(unsigned off, unsigned len)
+u64 granules_of(unsigned off, unsigned len)
 {
 	unsigned first = off >> 6, last = (off + len - 1) >> 6;
 
@@ -228,6 +228,24 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	p->granules |= g;
 	tb->page_next = p->tbs;
 	p->tbs = tb;
+}
+
+void page_ungroup(struct jit *j, struct tb *tb)
+{
+	struct jpage *p = page_find(j, tb->hva - (tb->rip & ~PAGE_MASK));
+	struct tb **t;
+
+	if (!p || tb->dead)
+		return;
+	p->ungrouped |= granules_of((unsigned)(tb->rip & ~PAGE_MASK), 1);
+	for (t = &p->tbs; *t && *t != tb; t = &(*t)->page_next)
+		;
+	if (!*t)
+		return;
+	*t = tb->page_next;
+	tb_kill(j, tb);
+	recount(p);
+	j->left = true;
 }
 
 /* Kills the blocks of a page that depend on [off, off + len). */

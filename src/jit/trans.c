@@ -90,6 +90,7 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->tb = meta_at(j, c->tb);
 	call->off = (u16)(c->rip[k] - c->tb->rip);
 	call->sys = c->sys[k];
+	call->group = is_grouped(c, k) && !is_follower(c, k);
 	call->insn = 0;
 	if (c->nat[k].cls == K_HANDLER) {
 		struct insn *i = meta_alloc(j, sizeof(*i));
@@ -142,20 +143,35 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 	s->dirty = c->xdirty;
 }
 
+static void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
+
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+{
+	struct emit *e = &c->e;
+
+	if (size > 1)
+		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)size - 1));
+	else
+		emit_mov(e, H_R10, H_R8);
+	emit_check_to(c, k, kind);
+}
+
+/* The same, where the address of the last byte is in R10 already. */
+static void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
 	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
 	s32 tlb = VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
 
-	emit_mov(e, H_R11, H_R8);
-	if (size > 1)
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)size - 1));
-	else
-		emit_mov(e, H_R10, H_R8);
-	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
-	e1(e, PAGE_SHIFT - 4);
+	if (c->j->bmi2) { /* rorx r11, r8, 8: what comes in from below is masked out */
+		encode_vex(e, true, false, 3, 3, 0xf0, H_R11, 0, rm_reg(H_R8));
+		e1(e, PAGE_SHIFT - 4);
+	} else {
+		emit_mov(e, H_R11, H_R8);
+		encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
+		e1(e, PAGE_SHIFT - 4);
+	}
 	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, -4096 */
 	e4(e, (u32)-4096);
 	encode(e, 0, 0, 0x81, 4, rm_reg(H_R11)); /* and r11d, ... */
@@ -257,7 +273,18 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 	if (i->flags & INSN_MEM) {
 		if (!is_follower(c, k))
 			flags_give(c, k);
-		rm = emit_operand(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
+		if (n->align) {
+			emit_ea(c, k);
+			e1(e, 0x41); /* test r8b, align - 1 */
+			e1(e, 0xf6);
+			e1(e, 0xc0);
+			e1(e, (u8)(n->align - 1));
+			slow_at(c, k, emit_jcc(e, 5, NULL));
+			emit_check(c, k, n->rm_size, TLB_WRITE);
+			rm = rm_guest();
+		} else {
+			rm = emit_operand(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
+		}
 		flags_want(c, k);
 	} else {
 		flags_want(c, k);
@@ -627,6 +654,111 @@ static void emit_jcc_insn(struct trans *c, unsigned k)
 	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
 }
 
+/* ---- rarer ones ------------------------------------------------------------------------------------------------- */
+
+/* What the CPU pushes: the arithmetic flags are the host's, the others in v->rflags; RF and VM read as 0. */
+static void emit_pushf(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	flags_want(c, k);
+	e1(e, 0x9c); /* pushfq; pop r10 */
+	e1(e, 0x41);
+	e1(e, 0x5a);
+	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
+	flags_give(c, k);
+	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
+	encode(e, 0, 0, 0x8b, H_R8, rm_mem(H_R15, VOFF(rflags)));
+	encode(e, 0, 0, 0x81, 4, rm_reg(H_R10)); /* and r10d, arithmetic flags */
+	e4(e, (u32)FLAGS_ARITH);
+	encode(e, 0, 0, 0x81, 4, rm_reg(H_R8)); /* and r8d, the others */
+	e4(e, ~(u32)(FLAGS_ARITH | FLAGS_VM | FLAGS_RF));
+	encode(e, 0, 0, 0x09, H_R8, rm_reg(H_R10)); /* or r10d, r8d */
+	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
+	emit_push_check(c, k);
+	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
+	encode(e, ENC_W, 0, 0x89, H_R10, rm_guest());
+	emit_mov(e, H_R14, H_R8);
+}
+
+static void emit_swapgs(struct trans *c)
+{
+	s32 base = VOFF(seg[0].base) + SEG_GS * (s32)sizeof(struct seg);
+	struct emit *e = &c->e;
+
+	emit_load(e, H_R8, H_R15, base);
+	emit_load(e, H_R10, H_R15, VOFF(kernel_gs_base));
+	emit_store(e, H_R15, VOFF(kernel_gs_base), H_R8);
+	emit_store(e, H_R15, base, H_R10);
+}
+
+/* BT, BTS, BTR, BTC with a bit string in memory: the operand is the word that holds the bit. */
+static void emit_bitmem(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	const struct nat *n = &c->nat[k];
+	unsigned w = n->size == 8 ? ENC_W : 0, reg;
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	emit_ea(c, k);
+	reg = reg_in(c, i->op[1].reg, H_R10, true);
+	if (n->size == 8)
+		emit_mov(e, H_R11, reg);
+	else
+		encode(e, ENC_W, 0, 0x63, H_R11, rm_reg(reg)); /* movsxd */
+	encode(e, w, 0, 0x89, reg, rm_reg(H_R10));
+	encode(e, 0, 0, 0x83, 4, rm_reg(H_R10)); /* and r10d, 31 or 63 */
+	e1(e, (u8)(n->size * 8 - 1));
+	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
+	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R11)); /* sar r11, 5 or 6 */
+	e1(e, n->size == 8 ? 6 : 5);
+	encode(e, wflag(c), 0, 0x8d, H_R8, rm_sib(H_R8, H_R11, n->size == 8 ? 3 : 2, 0));
+	emit_check(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
+	flags_want(c, k);
+	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
+	encode(e, w | (i->flags & INSN_LOCK ? ENC_LOCK : 0), 1, i->opcode, H_R10, rm_guest());
+}
+
+/* REP STOS, REP MOVS: by the host's, when all of it lies in one page (each). Forwards only. */
+static void emit_string(struct trans *c, unsigned k)
+{
+	unsigned size = c->nat[k].size, scale = size == 8 ? 3 : size == 4 ? 2 : size == 2 ? 1 : 0;
+	bool movs = c->nat[k].rm_r;
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	encode(e, 0, 0, 0xf7, 0, rm_mem(H_R15, VOFF(rflags))); /* test dword, DF */
+	e4(e, (u32)FLAGS_DF);
+	slow_at(c, k, emit_jcc(e, 5, NULL));
+	encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_RCX)); /* cmp rcx, elements of a page */
+	e4(e, (u32)PAGE_SIZE / size);
+	slow_at(c, k, emit_jcc(e, 7, NULL));
+	if (movs) {
+		emit_mov(e, H_R8, H_RSI);
+		encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
+		emit_check_to(c, k, TLB_READ);
+		emit_store(e, H_R15, VOFF(jt.tmp), H_R11);
+	}
+	emit_mov(e, H_R8, H_RDI);
+	encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
+	emit_check_to(c, k, TLB_WRITE);
+	if (movs) {
+		emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
+		encode(e, ENC_W, 0, 0x01, H_R10, rm_reg(H_RSI));
+	}
+	encode(e, ENC_W, 0, 0x01, H_R11, rm_reg(H_RDI)); /* add rdi, r11 */
+	e1(e, 0xf3);
+	if (size == 2)
+		e1(e, 0x66);
+	if (size == 8)
+		e1(e, 0x48);
+	e1(e, c->insn[k].opcode);
+	encode(e, ENC_W, 0, 0x29, H_R11, rm_reg(H_RDI));
+	if (movs)
+		encode(e, ENC_W, 0, 0x29, H_R10, rm_reg(H_RSI));
+}
+
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
 
 static void emit_handler(struct trans *c, unsigned k)
@@ -786,6 +918,18 @@ static void emit_insn(struct trans *c, unsigned k)
 		else
 			emit_rflags(c, k, 4, ~(u32)FLAGS_DF);
 		break;
+	case K_PUSHF:
+		emit_pushf(c, k);
+		break;
+	case K_SWAPGS:
+		emit_swapgs(c);
+		break;
+	case K_BITMEM:
+		emit_bitmem(c, k);
+		break;
+	case K_STRING:
+		emit_string(c, k);
+		break;
 	case K_SSE:
 	case K_VEX:
 		vec_emit(c, k);
@@ -881,6 +1025,9 @@ static void decode_border(struct trans *c)
 	u64 next = wrap(c, rip + first);
 	const u8 *p;
 
+	/* Such a block may also do nothing, should the next page have changed: the interpreter cannot follow. */
+	if (c->j->lockstep)
+		return;
 	if (((c->key & KEY_64) && !is_canonical(next)) ||
 	    !(p = tlb_lookup(&v->mmu.tlb[v->cpl == 3 ? TLB_USER : TLB_SUPER][TLB_EXEC], next, 1)))
 		return;
@@ -893,7 +1040,6 @@ static void decode_border(struct trans *c)
 	c->nat[0].ends = interp_ends_block(i);
 	c->sys[0] = is_sys(i);
 	c->tb->beyond = (u8)(i->len - first);
-	c->tb->unchecked = true;
 	c->rip[0] = rip;
 	c->n = 1;
 	c->end_rip = wrap(c, rip + i->len);
@@ -1122,6 +1268,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		e4(e, c->n);
 	}
 	vec_begin(c);
+	c->no_groups = page->ungrouped & granules_of((unsigned)(rip & ~PAGE_MASK), 1);
 	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {
 		c->after_sti = k && c->nat[k - 1].cls == K_STI;

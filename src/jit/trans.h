@@ -52,6 +52,7 @@ struct trans {
 	const u8 *loop_top; /* a block that loops on itself keeps its vector registers: it comes back to here */
 	u32 loop_regs;      /* with these valid and newer than v->fpu */
 	bool loop_mx;
+	bool no_groups;     /* accesses are checked one by one */
 	bool wide;          /* vector registers are moved as YMM */
 	u32 call[TB_INSNS]; /* index + 1 */
 	/* from here on not cleared */

@@ -53,16 +53,17 @@ static void read_venc(const struct trans *c, const struct insn *i, struct venc *
 
 /* What a form does; all zero: not for us. */
 #define V_OK BIT(0)
-#define V_FP BIT(1)    /* MXCSR */
-#define V_STORE BIT(2) /* destination is ModRM.rm */
-#define V_WO BIT(3)    /* legacy form that does not read its destination */
-#define V_GREG BIT(4)  /* ModRM.reg is a general register */
-#define V_GRM BIT(5)   /* ModRM.rm is one when it is not memory */
-#define V_DIGIT BIT(6) /* ModRM.reg extends the opcode; rm (VEX: vvvv) is the destination */
-#define V_FLAGS BIT(7) /* result in RFLAGS */
-#define V_XMM0 BIT(8)  /* reads XMM0 */
-#define V_RMW BIT(9)   /* VEX form that reads its destination */
-#define V_CMP BIT(10)  /* no destination but the flags */
+#define V_FP BIT(1)       /* MXCSR */
+#define V_STORE BIT(2)    /* destination is ModRM.rm */
+#define V_WO BIT(3)       /* legacy form that does not read its destination */
+#define V_GREG BIT(4)     /* ModRM.reg is a general register */
+#define V_GRM BIT(5)      /* ModRM.rm is one when it is not memory */
+#define V_DIGIT BIT(6)    /* ModRM.reg extends the opcode; rm (VEX: vvvv) is the destination */
+#define V_FLAGS BIT(7)    /* result in RFLAGS */
+#define V_XMM0 BIT(8)     /* reads XMM0 */
+#define V_RMW BIT(9)      /* VEX form that reads its destination */
+#define V_CMP BIT(10)     /* no destination but the flags */
+#define V_TO_XMM0 BIT(11) /* result in XMM0 */
 #define V_FLAGS_CMP (V_FLAGS | V_CMP)
 
 static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
@@ -193,6 +194,8 @@ static u32 form_map3(u8 o, u8 pp, bool vex)
 		return V_OK;
 	if (o == 0xdf)
 		return V_OK | V_WO;
+	if (o >= 0x60 && o <= 0x63) /* PCMPxSTRx: lengths in RAX, RDX; index in RCX, mask in XMM0 */
+		return V_OK | V_FLAGS_CMP | (o & 1 ? 0 : V_TO_XMM0);
 	if (!vex)
 		return 0;
 	if (o <= 0x02 || (o >= 0x04 && o <= 0x06) || o == 0x18 || o == 0x38 || o == 0x46)
@@ -253,6 +256,10 @@ static bool unaligned_ok(u16 mnemonic)
 	case ZYDIS_MNEMONIC_MOVUPD:
 	case ZYDIS_MNEMONIC_MOVDQU:
 	case ZYDIS_MNEMONIC_LDDQU:
+	case ZYDIS_MNEMONIC_PCMPESTRI:
+	case ZYDIS_MNEMONIC_PCMPESTRM:
+	case ZYDIS_MNEMONIC_PCMPISTRI:
+	case ZYDIS_MNEMONIC_PCMPISTRM:
 		return true;
 	}
 	return false;
@@ -525,7 +532,7 @@ void vec_emit(struct trans *c, unsigned k)
 		reg = reg_in(c, reg, H_R10, false);
 	else if (reads_reg)
 		want(c, reg);
-	if (f & V_XMM0)
+	if ((f & V_XMM0) || ((f & V_TO_XMM0) && c->wide && !v.vex))
 		want(c, 0);
 	if (v.vex && !(f & V_DIGIT))
 		want(c, v.vvvv);
@@ -546,6 +553,8 @@ void vec_emit(struct trans *c, unsigned k)
 			reg_out(c, rmreg, H_R11);
 		else if (!mem)
 			made(c, rmreg);
+	} else if (f & V_TO_XMM0) {
+		made(c, 0);
 	} else if (!(f & V_CMP)) {
 		made(c, reg);
 	}
