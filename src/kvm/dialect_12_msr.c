@@ -96,7 +96,8 @@ static int mce_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
 	return 0;
 }
 
-/* SDM vol. 3, 11.12.5: x2APIC needs the APIC on, and is left only through off. The client may change between all modes. */
+/* SDM vol. 3, 11.12.5: x2APIC needs the APIC on, and is left only through off. The client may change between all modes.
+ */
 static int apic_base_write(struct vcpu *v, u64 val, bool host)
 {
 	const u64 on = APIC_BASE_ENABLE, x2 = BIT(10);

@@ -105,9 +105,12 @@ struct mmu {
 	bool wp, nx, smep, smap, pse, pge, pcide, gbpages;
 	u64 phys_mask; /* the bits of a physical address; the others are reserved in tables */
 	u64 cr3;
-	u64 pdpte[4];          /* PAE: loaded at MOV CR3 */
-	enum tlb_ctx ctx;      /* context of explicit data accesses now */
-	bool large_pages_seen; /* a large page was filled since the last flush: INVLPG must flush all */
+	u64 pdpte[4];     /* PAE: loaded at MOV CR3 */
+	enum tlb_ctx ctx; /* context of explicit data accesses now */
+	/* What INVLPG need not look for: pages of 1 GiB filled since the last flush; those of 2 and 4 MiB, and pages
+	 * that code was fetched from, by the low bits of their numbers. */
+	bool huge_pages_seen;
+	u64 large_seen[64], exec_seen[64];
 
 	/* Set by a MEM_FAULT. */
 	struct {

@@ -36,7 +36,9 @@ void tlb_flush(struct mmu *m)
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
 			flush_array(m, c, k);
-	m->large_pages_seen = false;
+	m->huge_pages_seen = false;
+	memset(m->large_seen, 0, sizeof(m->large_seen));
+	memset(m->exec_seen, 0, sizeof(m->exec_seen));
 	m->flushes++;
 }
 
@@ -100,15 +102,38 @@ void tlb_forget_data(struct mmu *m)
 	}
 }
 
+static bool seen(const u64 *set, u64 page)
+{
+	return set[page / 64 % 64] >> (page % 64) & 1;
+}
+
+static void note(u64 *set, u64 page)
+{
+	set[page / 64 % 64] |= BIT(page % 64);
+}
+
+void tlb_note_large(struct mmu *m, gva_t gva, unsigned bits)
+{
+	if (bits > 22)
+		m->huge_pages_seen = true;
+	note(m->large_seen, gva >> 21);
+	if (bits == 22)
+		note(m->large_seen, gva >> 21 ^ 1);
+}
+
 void tlb_flush_page(struct mmu *m, gva_t gva)
 {
 	u64 page = gva & PAGE_MASK;
 
-	if (m->paging == PAGING_64 && !(gva >> 63))
-		m->flushes_local++;
-	else
-		m->flushes++;
-	if (m->large_pages_seen) {
+	bool large = m->huge_pages_seen || seen(m->large_seen, gva >> 21);
+
+	if (large || seen(m->exec_seen, gva >> PAGE_SHIFT)) {
+		if (m->paging == PAGING_64 && !(gva >> 63))
+			m->flushes_local++;
+		else
+			m->flushes++;
+	}
+	if (large) {
 		sift(m, is_elsewhere, gva);
 		return;
 	}
@@ -126,6 +151,8 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 	unsigned index = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 	struct tlb_entry *e = &m->tlb[ctx][kind].e[index];
 
+	if (kind == TLB_EXEC)
+		note(m->exec_seen, gva >> PAGE_SHIFT);
 	if (ctx == TLB_USER_AC)
 		return;
 	if (e->tag == TLB_EMPTY)

@@ -219,7 +219,7 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 		}
 	} while (!set_accessed_dirty(m, &w, access & MEM_WRITE));
 	if (w.bits > 12)
-		m->large_pages_seen = true;
+		tlb_note_large(m, gva, w.bits);
 	m->walk_global = m->pge && (w.entry[w.n - 1].val & PTE_G);
 	*gpa = w.gpa;
 	if (page_bits)
