@@ -12,7 +12,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static bool guarded;
+bool user_guard_on;
 
 /* rdi = to, rsi = from, rdx = bytes; returns 0, or -1 after a fault. */
 int guarded_copy(void *to, const void *from, size_t n) __attribute__((visibility("hidden")));
@@ -49,11 +49,20 @@ __asm__(".text\n"
 
 void user_guarded(bool on)
 {
-	guarded = on;
+	user_guard_on = on;
 }
+
+/* Two offsets each, from where they stand: the instruction, and where to go on. */
+struct fault_note {
+	s32 at, go_on;
+};
+extern const struct fault_note __start_user_faults[], __stop_user_faults[] __attribute__((visibility("hidden")));
 
 u64 user_fault(u64 rip)
 {
+	for (const struct fault_note *f = __start_user_faults; f < __stop_user_faults; f++)
+		if ((u64)(uintptr_t)&f->at + (u64)(s64)f->at == rip)
+			return (u64)(uintptr_t)&f->go_on + (u64)(s64)f->go_on;
 	if (rip >= (u64)(uintptr_t)guarded_copy_touch && rip < (u64)(uintptr_t)guarded_copy_done)
 		return (u64)(uintptr_t)guarded_copy_fault;
 	return 0;
@@ -69,7 +78,7 @@ static int copy(void *local, const void *user, size_t n, bool write)
 		return 0;
 	if (!user)
 		return -EFAULT;
-	if (guarded) {
+	if (user_guard_on) {
 		void *to = write ? (void *)(uintptr_t)user : local;
 
 		return guarded_copy(to, write ? local : user, n) ? -EFAULT : 0;

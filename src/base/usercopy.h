@@ -19,4 +19,33 @@ u64 user_fault(u64 rip);
 /* Such a handler is installed in this process (or no longer). */
 void user_guarded(bool on);
 
+extern bool user_guard_on __attribute__((visibility("hidden"))); /* user_guarded() */
+
+/*
+ * Can the byte at `p`, in memory that the client lent us, be read (written) now? True also while faults are not ours to
+ * see. The instruction that touches it and where to go on after a fault are noted in the section user_faults.
+ */
+static inline bool user_reachable(const void *p, bool write)
+{
+	if (!user_guard_on)
+		return true;
+	if (write)
+		__asm__ goto("1:	lock; orb $0, (%0)\n"
+		             "	.pushsection user_faults, \"a\"\n"
+		             "	.long 1b - ., %l[fault] - .\n"
+		             "	.popsection\n" ::"r"(p)
+		             : "cc", "memory"
+		             : fault);
+	else
+		__asm__ goto("1:	testb $0, (%0)\n"
+		             "	.pushsection user_faults, \"a\"\n"
+		             "	.long 1b - ., %l[fault] - .\n"
+		             "	.popsection\n" ::"r"(p)
+		             : "cc", "memory"
+		             : fault);
+	return true;
+fault:
+	return false;
+}
+
 #endif

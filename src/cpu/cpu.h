@@ -76,6 +76,7 @@ enum exit_reason {
 	EXIT_FAIL_ENTRY,
 	EXIT_MSR,  /* exit.msr: the client is asked */
 	EXIT_RSM,  /* the owner leaves system management mode */
+	EXIT_GONE, /* an access to memory that the client has not, state as before the instruction */
 	EXIT_OWNER /* the owner knows why */
 };
 

@@ -16,6 +16,9 @@ int vmem_fail(struct vcpu *v, int rc)
 		v->exit.mmio.len = v->mmu.mmio_req.len;
 		v->exit.mmio.is_write = false;
 		return STEP_EXIT;
+	case MEM_GONE:
+		v->exit.reason = EXIT_GONE;
+		return STEP_EXIT;
 	default:
 		return cpu_internal_error(v, "MMIO access that no instruction can make");
 	}

@@ -509,7 +509,8 @@ static void clear_event(struct vcpu *v, u32 bit)
 static int delivered(struct vcpu *v, int rc)
 {
 	if (rc == STEP_EXIT) {
-		v->interp->redeliver = v->exit.reason == EXIT_MMIO && !v->exit.mmio.is_write;
+		v->interp->redeliver =
+		        v->exit.reason == EXIT_GONE || (v->exit.reason == EXIT_MMIO && !v->exit.mmio.is_write);
 		if (!v->interp->redeliver)
 			mmio_done(&v->mmu);
 		return LEAVE;

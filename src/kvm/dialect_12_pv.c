@@ -55,6 +55,8 @@ u8 *pv_memory(struct vcpu *v, gpa_t gpa, u32 len)
 
 	if (!s || s->gpa + s->size - gpa < len || (s->flags & MEMSLOT_READONLY))
 		return NULL;
+	if (!user_reachable(s->hva + (gpa - s->gpa), true) || !user_reachable(s->hva + (gpa - s->gpa) + len - 1, true))
+		return NULL;
 	memslot_mark_dirty(s, gpa);
 	return s->hva + (gpa - s->gpa);
 }

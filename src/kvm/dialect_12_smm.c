@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "../base/usercopy.h"
 #include "../interp/interp.h"
 #include "../jit/jit.h"
 
@@ -203,6 +204,8 @@ static void area_copy(struct vcpu *v, u8 *area, bool write)
 
 		if (left > AREA_SIZE - n)
 			left = AREA_SIZE - n;
+		if (s && !user_reachable(s->hva + (gpa + n - s->gpa), write))
+			s = NULL;
 		if (s && write && !(s->flags & MEMSLOT_READONLY)) {
 			memslot_mark_dirty(s, gpa + n);
 			memcpy(s->hva + (gpa + n - s->gpa), area + n, left);

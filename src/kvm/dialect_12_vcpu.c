@@ -520,6 +520,10 @@ static long fill_exit(struct kvm_vcpu *kv)
 		return 0;
 	case EXIT_OWNER:
 		return 0;
+	case EXIT_GONE:
+		run->exit_reason = KVM_EXIT_UNKNOWN;
+		run->hw.hardware_exit_reason = 0;
+		return -EFAULT;
 	default:
 		log_end(v, e->internal.why);
 		exit_internal(v, run);
@@ -589,6 +593,10 @@ static void run_guest(struct kvm_vcpu *kv)
 			if (!lapic_of(v))
 				return;
 			kv->x12->mp_state = KVM_MP_STATE_HALTED;
+			if (unlikely(kv->x12->run->request_interrupt_window && !pic_of(v->vm) && irq_open(kv))) {
+				v->exit.reason = EXIT_IRQ_WINDOW;
+				return;
+			}
 			break;
 		case EXIT_INTR:
 			/* INIT and SIPI make the engine leave in the same way. */

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "../base/bug.h"
+#include "../base/usercopy.h"
 
 /* One page's part of an access: RAM (hva) or MMIO (hva NULL). */
 struct part {
@@ -70,6 +71,8 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 		p->hva = NULL;
 	if (!p->hva)
 		return MEM_OK;
+	if (unlikely(!user_reachable(p->hva, access & MEM_WRITE)))
+		return MEM_GONE;
 	if (access & MEM_EXEC) {
 		tlb_install(m, gva, p->hva, ctx, TLB_EXEC, p->global);
 		return MEM_OK;

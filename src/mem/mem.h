@@ -70,6 +70,7 @@ enum mem_rc {
 	MEM_FAULT, /* #PF: mmu->fault says which; nothing was written */
 	MEM_EXIT,  /* an MMIO read needs the client: mmu->mmio_req is filled; run the instruction again afterwards */
 	MEM_ALIGN, /* #AC: misaligned in TLB_USER_AC; nothing was written */
+	MEM_GONE,  /* the client has no memory there, or not to write to: nothing was accessed */
 	MEM_BUG    /* more MMIO in one instruction than any has */
 };
 

@@ -8,6 +8,7 @@
  */
 #include "mem_impl.h"
 
+#include "../base/usercopy.h"
 #include "../x86/pte.h"
 #include "../x86/regs.h"
 
@@ -17,6 +18,7 @@ struct walk {
 	gpa_t gpa;
 	unsigned bits; /* log2 of the page size */
 	bool writable, user, nx;
+	bool gone; /* a table is in memory that the client does not have */
 	/* entries used, top first, for the A/D updates */
 	unsigned n;
 	struct {
@@ -28,12 +30,16 @@ struct walk {
 /* What went wrong with a walk: PF_P and PF_RSVD bits, or WALK_OK. */
 #define WALK_OK 0xffffffffu
 
-static bool read_entry(const struct mmu *m, gpa_t at, unsigned size, u64 *val)
+static bool read_entry(const struct mmu *m, struct walk *w, gpa_t at, unsigned size, u64 *val)
 {
 	const u8 *p = gpa_to_hva(m->vm, at);
 
 	if (!p)
 		return false;
+	if (unlikely(!user_reachable(p, false))) {
+		w->gone = true;
+		return false;
+	}
 	if (size == 4)
 		*val = __atomic_load_n((const u32 *)(const void *)p, __ATOMIC_RELAXED);
 	else
@@ -53,7 +59,7 @@ static u32 walk_32(const struct mmu *m, gva_t gva, struct walk *w)
 	gpa_t at = (m->cr3 & 0xfffff000u) + ((gva >> 22) & 0x3ff) * 4;
 	u64 pde, pte;
 
-	if (!read_entry(m, at, 4, &pde) || !(pde & PTE_P))
+	if (!read_entry(m, w, at, 4, &pde) || !(pde & PTE_P))
 		return 0;
 	note_entry(w, at, pde);
 	w->writable = pde & PTE_W;
@@ -67,7 +73,7 @@ static u32 walk_32(const struct mmu *m, gva_t gva, struct walk *w)
 		return WALK_OK;
 	}
 	at = (pde & 0xfffff000u) + ((gva >> 12) & 0x3ff) * 4;
-	if (!read_entry(m, at, 4, &pte) || !(pte & PTE_P))
+	if (!read_entry(m, w, at, 4, &pte) || !(pte & PTE_P))
 		return 0;
 	note_entry(w, at, pte);
 	w->writable &= !!(pte & PTE_W);
@@ -89,7 +95,7 @@ static u32 walk_64(const struct mmu *m, gva_t gva, gpa_t table, unsigned level, 
 		gpa_t at = table + ((gva >> shift) & 0x1ff) * 8;
 		u64 e;
 
-		if (!read_entry(m, at, 8, &e) || !(e & PTE_P))
+		if (!read_entry(m, w, at, 8, &e) || !(e & PTE_P))
 			return 0;
 		if (e & rsvd)
 			return PF_P | PF_RSVD;
@@ -120,6 +126,7 @@ static u32 walk_64(const struct mmu *m, gva_t gva, gpa_t table, unsigned level, 
 static u32 walk(const struct mmu *m, gva_t gva, struct walk *w)
 {
 	w->n = 0;
+	w->gone = false;
 	w->writable = w->user = true;
 	w->nx = false;
 	switch (m->paging) {
@@ -174,6 +181,10 @@ static bool set_accessed_dirty(struct mmu *m, struct walk *w, bool write)
 		if (!slot || (slot->flags & MEMSLOT_READONLY))
 			continue;
 		p = slot->hva + (at - slot->gpa);
+		if (unlikely(!user_reachable(p, true))) {
+			w->gone = true;
+			return true;
+		}
 		if (likely(!m->store_hook) || !m->store_hook(m, ~0ull, at, p, 8, TLB_SUPER, false))
 			if (memslot_has_code(slot, at))
 				m->ops->code_written(m, at, 8);
@@ -209,6 +220,8 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 		rc = walk(m, gva, &w);
 		if (rc == WALK_OK && !permitted(m, &w, access, ctx))
 			rc = PF_P;
+		if (unlikely(w.gone))
+			return MEM_GONE;
 		if (rc != WALK_OK) {
 			m->fault.gva = gva;
 			m->fault.error = rc | (access & MEM_WRITE ? PF_W : 0) | (tlb_ctx_is_user(ctx) ? PF_U : 0);
@@ -218,6 +231,8 @@ int gva_to_gpa(struct mmu *m, gva_t gva, unsigned access, enum tlb_ctx ctx, gpa_
 			return MEM_FAULT;
 		}
 	} while (!set_accessed_dirty(m, &w, access & MEM_WRITE));
+	if (unlikely(w.gone))
+		return MEM_GONE;
 	if (w.bits > 12)
 		tlb_note_large(m, gva, w.bits);
 	m->walk_global = m->pge && (w.entry[w.n - 1].val & PTE_G);
@@ -241,10 +256,11 @@ bool gva_peek(const struct mmu *m, gva_t gva, gpa_t *gpa, bool *writable, bool *
 
 bool mmu_load_pdptes(struct mmu *m, u64 cr3)
 {
+	struct walk w;
 	u64 val[4];
 
 	for (unsigned n = 0; n < 4; n++) {
-		if (!read_entry(m, (cr3 & 0xffffffe0u) + 8 * n, 8, &val[n]))
+		if (!read_entry(m, &w, (cr3 & 0xffffffe0u) + 8 * n, 8, &val[n]))
 			return false;
 		/* Reserved: 2:1, 8:5 and all above the physical width (SDM vol. 3, 4.4.1). */
 		if ((val[n] & PTE_P) && (val[n] & (0x1e6 | ~m->phys_mask)))

@@ -1,0 +1,322 @@
+/*
+ * more12.c: parts of version 12 that few clients use, or that only show over time: memory that the client does not
+ * have, system management mode, split chips, MSRs that the client answers, and a thousand VMs. Runs on Linux' KVM too.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+
+#include "client12.h"
+#include "test.h"
+
+#define HOLE 0x100000 /* guest physical address of a page that tests take away */
+
+/* mov bx, 0xffff; mov ds, bx; then code that uses ds:0x10 = HOLE. */
+#define SET_DS 0xbb, 0xff, 0xff, 0x8e, 0xdb
+
+static uint8_t *hole_open(struct guest *g, int prot)
+{
+	uint8_t *p = mmap(NULL, 0x1000, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK_EQ(guest_open(g, 0x10000), 0);
+	CHECK_EQ(region(g->vm, 1, 0, HOLE, 0x1000, p), 0);
+	return p;
+}
+
+TEST(read_of_memory_the_client_has_not)
+{
+	struct guest g;
+	uint8_t *p = hole_open(&g, PROT_NONE);
+
+	CODE(&g, 0x1000, SET_DS, 0xa0, 0x10, 0x00, 0xe6, 0x10, 0xf4); /* mov al, [0x10]; out 0x10, al; hlt */
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_ERR(guest_run(&g), EFAULT);
+	CHECK_ERR(guest_run(&g), EFAULT);
+	mprotect(p, 0x1000, PROT_READ | PROT_WRITE);
+	p[0] = 0x5a;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(guest_io(&g)[0], 0x5a);
+	guest_close(&g);
+	munmap(p, 0x1000);
+}
+
+TEST(write_to_memory_the_client_may_not)
+{
+	struct guest g;
+	uint8_t *p = hole_open(&g, PROT_READ);
+	struct kvm_regs r;
+
+	CODE(&g, 0x1000, SET_DS, 0xb0, 0x77, 0xa2, 0x10, 0x00, 0xf4); /* mov al, 0x77; mov [0x10], al; hlt */
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_ERR(guest_run(&g), EFAULT);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rip, 0x1007);
+	mprotect(p, 0x1000, PROT_READ | PROT_WRITE);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	CHECK_EQ(p[0], 0x77);
+	guest_close(&g);
+	munmap(p, 0x1000);
+}
+
+TEST(code_in_memory_the_client_has_not)
+{
+	struct guest g;
+	uint8_t *p = hole_open(&g, PROT_NONE);
+
+	CODE(&g, 0x1000, 0xea, 0x10, 0x00, 0xff, 0xff); /* jmp 0xffff:0x10 */
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_ERR(guest_run(&g), EFAULT);
+	mprotect(p, 0x1000, PROT_READ | PROT_WRITE);
+	p[0] = 0xf4;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	guest_close(&g);
+	munmap(p, 0x1000);
+}
+
+/* Protected mode with paging whose directory is nowhere. */
+TEST(page_tables_in_memory_the_client_has_not)
+{
+	struct guest g;
+	uint8_t *p = hole_open(&g, PROT_NONE);
+	struct kvm_sregs s;
+
+	CODE(&g, 0x1000, 0xf4);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cs = (struct kvm_segment){.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
+	s.ds = s.es = s.fs = s.gs = s.ss =
+	        (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+	s.cr0 |= 0x80000001;
+	s.cr4 |= 0x10;
+	s.cr3 = HOLE;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	CHECK_ERR(guest_run(&g), EFAULT);
+	mprotect(p, 0x1000, PROT_READ | PROT_WRITE);
+	*(uint32_t *)(void *)p = 0x83; /* 4 MiB at 0 */
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	guest_close(&g);
+	munmap(p, 0x1000);
+}
+
+/* ---- system management mode -------------------------------------------------------------------------------------- */
+
+TEST(smi_and_rsm)
+{
+	struct guest g;
+	struct kvm_vcpu_events e;
+	uint8_t *smram = mmap(NULL, 0x10000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kvm_regs r;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(region(g.vm, 1 << 16, 0, 0x30000, 0x10000, smram), 0);
+	memcpy(smram + 0x8000, "\xb0\x99\xe6\x20\x0f\xaa", 6); /* mov al, 0x99; out 0x20, al; rsm */
+	CODE(&g, 0x1000, 0xb0, 0x11, 0xe6, 0x10, 0xe6, 0x11, 0xf4);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x10);
+	CHECK_EQ(g.run->flags & KVM_RUN_X86_SMM, 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SMI, 0L), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x20);
+	CHECK_EQ(guest_io(&g)[0], 0x99);
+	CHECK_EQ(g.run->flags & KVM_RUN_X86_SMM, KVM_RUN_X86_SMM);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+	CHECK_EQ(e.smi.smm, 1);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rip, 0x8002 + (r.rip == 0x8004 ? 2 : 0));
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x11);
+	/* AL came back with everything else. */
+	CHECK_EQ(guest_io(&g)[0], 0x11);
+	CHECK_EQ(g.run->flags & KVM_RUN_X86_SMM, 0);
+	guest_close(&g);
+	munmap(smram, 0x10000);
+}
+
+/* ---- split chips ------------------------------------------------------------------------------------------------- */
+
+TEST(split_chips_tell_eois)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
+	struct {
+		struct kvm_irq_routing head;
+		struct kvm_irq_routing_entry e[1];
+	} routes = {.head.nr = 1};
+	/* mov eax/edx; xAPIC on: real mode cannot reach it, so the vector comes through 32-bit code with flat segments.
+	 */
+	struct kvm_irq_level line = {.irq = 5, .level = 1};
+	struct kvm_sregs s;
+	struct kvm_regs r = {.rip = 0x1000, .rsp = 0x4000, .rflags = 2};
+	struct guest g;
+	uint32_t *idt;
+
+	memset(&g, 0, sizeof(g));
+	g.size = 0x10000;
+	g.kvm = kopen();
+	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
+	CHECK_ERR(kioctl(g.vm, KVM_ENABLE_CAP, &cap), EEXIST);
+	CHECK_ERR(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), EEXIST);
+	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
+	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
+	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	/* Level-triggered, vector 0x41. */
+	routes.e[0] = (struct kvm_irq_routing_entry){.gsi = 5, .type = KVM_IRQ_ROUTING_MSI};
+	routes.e[0].u.msi.address_lo = 0xfee00000;
+	routes.e[0].u.msi.data = 0x8041;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_GSI_ROUTING, &routes), 0);
+	/* mov dword [0xfee000f0], 0x1ff; sti; hlt; out 0x11, al; jmp $ */
+	CODE(&g, 0x1000, 0xc7, 0x05, 0xf0, 0, 0xe0, 0xfe, 0xff, 1, 0, 0, 0xfb, 0xf4, 0xe6, 0x11, 0xeb, 0xfe);
+	/* mov dword [0xfee000b0], 0; out 0x10, al; iret */
+	CODE(&g, 0x2000, 0xc7, 0x05, 0xb0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0xe6, 0x10, 0xcf);
+	/* GDT at 0x5000: code 8, data 16; IDT at 0x6000. */
+	memcpy(g.ram + 0x5008, "\xff\xff\0\0\0\x9b\xcf\0\xff\xff\0\0\0\x93\xcf\0", 16);
+	idt = (uint32_t *)(void *)(g.ram + 0x6000 + 8 * 0x41);
+	idt[0] = 8u << 16 | 0x2000;
+	idt[1] = 0x8e00;
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cs = (struct kvm_segment){.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
+	s.ds = s.es = s.fs = s.gs = s.ss =
+	        (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+	s.gdt = (struct kvm_dtable){.base = 0x5000, .limit = 0x17};
+	s.idt = (struct kvm_dtable){.base = 0x6000, .limit = 0x7ff};
+	s.cr0 |= 1;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+	/* The line is raised once the APIC is on: a first run is cut short after that. */
+	g.run->request_interrupt_window = 1;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IRQ_WINDOW_OPEN);
+	g.run->request_interrupt_window = 0;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &line), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IOAPIC_EOI);
+	CHECK_EQ(g.run->eoi.vector, 0x41);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(g.run->io.port, 0x10);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x11);
+	guest_close(&g);
+}
+
+/* ---- MSRs -------------------------------------------------------------------------------------------------------- */
+
+TEST(client_answers_msrs)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
+	                             .args = {KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER}};
+	struct kvm_msr_filter f = {.flags = KVM_MSR_FILTER_DEFAULT_ALLOW};
+	uint8_t bits[8] = {0};
+	struct guest g;
+	struct kvm_regs r;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
+	f.ranges[0] =
+	        (struct kvm_msr_filter_range){.flags = KVM_MSR_FILTER_READ, .nmsrs = 1, .base = 0x174, .bitmap = bits};
+	CHECK_EQ(kioctl(g.vm, KVM_X86_SET_MSR_FILTER, &f), 0);
+	/* mov ecx, 0x174; rdmsr; mov ecx, 0x12345678; wrmsr; hlt */
+	CODE(&g, 0x1000, 0x66, 0xb9, 0x74, 1, 0, 0, 0x0f, 0x32, 0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x30, 0xf4);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_X86_RDMSR);
+	CHECK_EQ(g.run->msr.index, 0x174);
+	CHECK_EQ(g.run->msr.reason, KVM_MSR_EXIT_REASON_FILTER);
+	g.run->msr.data = 0x1122334455667788;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_X86_WRMSR);
+	CHECK_EQ(g.run->msr.index, 0x12345678);
+	CHECK_EQ(g.run->msr.data, 0x1122334455667788);
+	CHECK_EQ(g.run->msr.reason, KVM_MSR_EXIT_REASON_UNKNOWN);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rdx, 0x11223344);
+	guest_close(&g);
+}
+
+/* ---- a thousand VMs ---------------------------------------------------------------------------------------------- */
+
+static unsigned entries(const char *path)
+{
+	DIR *d = opendir(path);
+	unsigned n = 0;
+
+	while (d && readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+static unsigned maps(void)
+{
+	FILE *f = fopen("/proc/self/maps", "r");
+	unsigned n = 0;
+	int c;
+
+	while ((c = getc(f)) != EOF)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
+static void one_vm(int kvm)
+{
+	struct kvm_pit_config pit = {0};
+	struct guest g = {.kvm = kvm};
+	struct kvm_irqfd f = {.gsi = 9};
+
+	g.size = 0x10000;
+	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_CREATE_PIT2, &pit), 0);
+	f.fd = (unsigned)eventfd(0, EFD_NONBLOCK);
+	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
+	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_EQ(region(g.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, g.size, g.ram), 0);
+	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
+	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xf4);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	close((int)f.fd);
+	munmap(g.run, g.run_size);
+	kclose(g.vcpu);
+	kclose(g.vm);
+	munmap(g.ram, g.size);
+}
+
+TEST(a_thousand_vms_leave_nothing)
+{
+	int kvm = kopen();
+	unsigned fds, tasks, lines;
+
+	for (unsigned n = 0; n < 10; n++)
+		one_vm(kvm);
+	fds = entries("/proc/self/fd");
+	tasks = entries("/proc/self/task");
+	lines = maps();
+	for (unsigned n = 0; n < 1000 && !test_bad_checks; n++)
+		one_vm(kvm);
+	CHECK_EQ(entries("/proc/self/fd"), fds);
+	CHECK_EQ(entries("/proc/self/task"), tasks);
+	/* The allocator may keep an arena or two. */
+	CHECK(maps() <= lines + 8);
+	kclose(kvm);
+}
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv);
+}
