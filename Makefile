@@ -110,7 +110,7 @@ install: all
 	install -m 755 $(BUILD)/libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/
 	ln -sf libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/libdevkvm.so
 	install -m 644 $(BUILD)/libdevkvm.a $(DESTDIR)$(PREFIX)/lib/
-	install -m 644 include/devkvm.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/devkvm.h include/devkvm-stat.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 include/2006/linux/kvm.h $(DESTDIR)$(PREFIX)/include/devkvm/2006/linux/
 	install -m 644 doc/devkvm.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' doc/devkvm.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/devkvm.pc

@@ -9,5 +9,7 @@
 /* Each takes its own argv (argv[0] is the subcommand) and returns the exit status. */
 int cmd_run(int argc, char **argv);
 int cmd_boot(int argc, char **argv);
+int cmd_stat(int argc, char **argv);
+int cmd_info(int argc, char **argv);
 
 #endif

@@ -10,6 +10,8 @@ static const char usage[] = "usage: devkvm COMMAND [ARG...]\n"
                             "\n"
                             "  run [--] PROGRAM [ARG...]  run PROGRAM with a working /dev/kvm\n"
                             "  boot --kernel FILE ...     boot a Linux kernel on the terminal\n"
+                            "  info                       what this machine and devkvm offer\n"
+                            "  stat [PID]                 what running virtual machines do\n"
                             "\n"
                             "devkvm COMMAND --help says more; so does the manual page, devkvm(1).\n";
 
@@ -19,6 +21,8 @@ static const struct {
 } commands[] = {
         {"run", cmd_run},
         {"boot", cmd_boot},
+        {"info", cmd_info},
+        {"stat", cmd_stat},
 };
 
 int main(int argc, char **argv)

@@ -522,3 +522,11 @@ void jit_flush(struct vcpu *v)
 	if (v->jit)
 		v->jit->need_flush = true;
 }
+
+void jit_count(const struct vcpu *v, u64 *blocks, u64 *bytes)
+{
+	if (!v->jit)
+		return;
+	*blocks = v->jit->n.blocks;
+	*bytes = v->jit->n.code_bytes;
+}

@@ -19,6 +19,8 @@ void jit_run(struct vcpu *v);
 void jit_flush(struct vcpu *v);
 /* mmu_ops.code_written, for vCPUs of both engines. */
 void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len);
+/* How many blocks were translated, to how many bytes of code; untouched without a translator. */
+void jit_count(const struct vcpu *v, u64 *blocks, u64 *bytes);
 /* DEVKVM_ENGINE: `jit` (also when unset) or `interp`. */
 bool jit_wanted(void);
 

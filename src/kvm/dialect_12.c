@@ -37,7 +37,7 @@ int sealed_memfd(const char *name, u64 size)
 	 KVM_X86_QUIRK_OUT_7E_INC_RIP)
 #define MSR_EXITS (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 
-/* GAP(dirty-ring), GAP(stats-fd): DIRTY_LOG_RING, BINARY_STATS_FD. */
+/* GAP(dirty-ring): DIRTY_LOG_RING. */
 static const struct {
 	unsigned cap;
 	int val;
@@ -110,6 +110,7 @@ static const struct {
         {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
         {KVM_CAP_STEAL_TIME, 1},
         {KVM_CAP_X86_SMM, 1},
+        {KVM_CAP_BINARY_STATS_FD, 1},
         {KVM_CAP_SPLIT_IRQCHIP, 1},
         {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
         {KVM_CAP_MULTI_ADDRESS_SPACE, SPACES_12},

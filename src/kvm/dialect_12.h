@@ -10,6 +10,7 @@
  *   dialect_12_regs.c   a vCPU's registers in the interface's structures
  *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
  *   dialect_12_msr.c    MSRs: lists, filter, machine checks
+ *   dialect_12_stats.c  counters
  *   dialect_12_smm.c    system management mode
  *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
  *
@@ -23,6 +24,7 @@
 #include <linux/kvm_para.h>
 #include <signal.h>
 
+#include "../../include/devkvm-stat.h"
 #include "../chip/chip.h"
 #include "kvm.h"
 
@@ -62,7 +64,10 @@ struct vm12 {
 	struct kvm_coalesced_mmio_ring *ring;
 	pthread_mutex_t ring_lock; /* protects: what vCPUs write into the ring */
 
-	struct chips12 *chips; /* dialect_12_chip.c; NULL: none */
+	struct chips12 *chips;       /* dialect_12_chip.c; NULL: none */
+	struct devkvm_stat *stat;    /* dialect_12_stats.c */
+	struct stat_file *stat_file; /* ... of KVM_GET_STATS_FD; NULL: nobody asked */
+	int stat_fd;
 
 	/* What KVM_ENABLE_CAP changed. */
 	u64 quirks_off;
@@ -109,6 +114,9 @@ struct vcpu12 {
 	bool inject;      /* cpu.excp waits for the next run */
 	bool fresh_excp;  /* the same, as the client calls it: pending, with its payload, and not yet injected */
 	bool triple;      /* a triple fault waits to be told */
+	u64 *stat;        /* by enum devkvm_counter */
+	struct stat_file *stat_file;
+	int stat_fd;
 	/* dialect_12_smm.c */
 	bool smm, smi_pending, smm_in_nmi;
 	u64 smbase, smi_count;
@@ -267,6 +275,25 @@ void cpuid12_phys_bits(struct kvm_vcpu *kv);
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
 /* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */
 bool pv_has(const struct vcpu12 *x, unsigned feature);
+
+/* ---- dialect_12_stats.c ------------------------------------------------------------------------------------------ */
+
+/* Makes the descriptor of a VM, which holds its counters. */
+int stat12_vm(struct vm12 *x);
+void stat12_vm_free(struct vm12 *x);
+void stat12_vcpu(struct kvm_vcpu *kv);
+void stat12_vcpu_free(struct vcpu12 *x);
+/* What the engine counts goes where others look. On the vCPU. */
+void stat12_publish(struct kvm_vcpu *kv);
+void stat12_vm_publish(struct vm *vm);
+/* KVM_RUN returns. */
+void stat12_exit(struct kvm_vcpu *kv, long rc);
+static inline void stat12(struct vcpu *v, enum devkvm_counter n)
+{
+	x12_of(v)->stat[n]++;
+}
+long vm_stats_fd(struct vm *vm, unsigned long arg);
+long vcpu_stats_fd(struct kvm_vcpu *kv, unsigned long arg);
 
 /* ---- dialect_12_smm.c -------------------------------------------------------------------------------------------- */
 

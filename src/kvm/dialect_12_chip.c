@@ -979,8 +979,10 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 		ev = atomic_load(&v->events);
 		if (atomic_load(&x->latch))
 			take_latch(kv);
-		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv))
+		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv)) {
 			x->mp_state = KVM_MP_STATE_RUNNABLE;
+			stat12(v, DEVKVM_halt_wakeup);
+		}
 		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
 			if (unlikely(x->smi_pending))
 				smm_poll(kv);

@@ -288,6 +288,7 @@ int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd)
 	u64 mask = v->mode == MODE_64 ? ~0ull : 0xffffffffu, nr = v->r[R_RAX] & mask, ret = 0;
 	struct kvm_vcpu *to;
 
+	stat12(v, DEVKVM_hypercalls);
 	if (amd != cpuid_is_amd())
 		return patch_hypercall(v);
 	if (v->cpl != 0) {

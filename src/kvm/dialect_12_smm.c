@@ -227,6 +227,7 @@ static void smm_enter(struct kvm_vcpu *kv)
 
 	x->smi_pending = false;
 	x->smi_count++;
+	stat12(v, DEVKVM_smis);
 	if (has_long_mode(v))
 		save_64(v, area);
 	else

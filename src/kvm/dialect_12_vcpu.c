@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include "../base/bug.h"
 #include "../base/sys.h"
@@ -125,6 +126,10 @@ static int op_irq_take(struct vcpu *v)
 		x->irq = -1;
 	else if (lapic_of(v))
 		irq = lapic_pending(lapic_of(v), true);
+	if (irq >= 0) {
+		stat12(v, DEVKVM_irq_injections);
+		stat12_publish(kvm_vcpu_of(v));
+	}
 	return irq;
 }
 
@@ -169,6 +174,7 @@ void vcpu12_free(struct kvm_vcpu *kv)
 
 	if (x->run)
 		munmap(x->run, RUN_PAGES * PAGE_SIZE);
+	stat12_vcpu_free(x);
 	vcpu_destroy(kv);
 	free(x);
 }
@@ -253,6 +259,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	}
 	vcpu12_reset(kv, false);
 	tsc12_init(&kv->cpu);
+	stat12_vcpu(kv);
 	pthread_mutex_lock(&vm->lock);
 	rc = vm->vcpu[id] ? -EEXIST : chips12_add_vcpu(kv);
 	if (rc == 0) {
@@ -593,6 +600,7 @@ static void run_guest(struct kvm_vcpu *kv)
 			if (!lapic_of(v))
 				return;
 			kv->x12->mp_state = KVM_MP_STATE_HALTED;
+			stat12(v, DEVKVM_halt_exits);
 			if (unlikely(kv->x12->run->request_interrupt_window && !pic_of(v->vm) && irq_open(kv))) {
 				v->exit.reason = EXIT_IRQ_WINDOW;
 				return;
@@ -712,6 +720,7 @@ static long run_locked(struct kvm_vcpu *kv)
 	struct vcpu12 *x = kv->x12;
 	struct vcpu *v = &kv->cpu;
 	struct kvm_run *run = x->run;
+	u64 began = __rdtsc();
 	long rc = 0;
 
 	run->flags = 0;
@@ -734,6 +743,8 @@ static long run_locked(struct kvm_vcpu *kv)
 			atomic_fetch_and(&v->events, ~(u32)EV_WINDOW);
 		run_end(kv);
 	}
+	x->stat[DEVKVM_guest_cycles] += __rdtsc() - began;
+	stat12_exit(kv, rc);
 	if (unlikely(run->kvm_valid_regs) && rc != -EINVAL)
 		sync_out(kv, run);
 	run->if_flag = !!(v->rflags & FLAGS_IF);
@@ -767,6 +778,7 @@ static long interrupt(struct kvm_vcpu *kv, unsigned long arg)
 static long nmi(struct kvm_vcpu *kv, unsigned long arg)
 {
 	kv->cpu.nmi_pending = true;
+	stat12(&kv->cpu, DEVKVM_nmi_injections);
 	atomic_fetch_or(&kv->cpu.events, (u32)EV_NMI);
 	return 0;
 }
@@ -917,6 +929,7 @@ static const struct {
         {KVM_SET_LAPIC, set_lapic},
         {KVM_SET_VAPIC_ADDR, set_vapic_addr},
         {KVM_ENABLE_CAP, vcpu_enable_cap},
+        {KVM_GET_STATS_FD, vcpu_stats_fd},
         {KVM_SET_DEVICE_ATTR, vcpu_set_attr},
         {KVM_GET_DEVICE_ATTR, vcpu_get_attr},
         {KVM_HAS_DEVICE_ATTR, vcpu_has_attr},

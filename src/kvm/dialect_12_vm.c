@@ -45,6 +45,7 @@ static void vm12_free(struct vm *vm)
 		free(x->slot[as]);
 	}
 	vm_mem_free(&x->smm_mem);
+	stat12_vm_free(x);
 	io_free(x);
 	msr_filter_free(x);
 	if (x->ring)
@@ -102,7 +103,7 @@ long vm12_create(unsigned long type, struct made *made)
 		rc = -ENOMEM;
 		goto fail;
 	}
-	fd = sealed_memfd("kvm-vm", 0);
+	fd = stat12_vm(x);
 	rc = fd;
 	if (rc < 0)
 		goto fail;
@@ -258,6 +259,7 @@ static long set_user_memory_region(struct vm *vm, unsigned long arg)
 	pthread_mutex_lock(&vm->lock);
 	vm_stop(vm, NULL);
 	rc = region_locked(vm, &r);
+	stat12_vm_publish(vm);
 	if (rc == 0)
 		vm_flush_all(vm);
 	vm_resume(vm, NULL);
@@ -483,6 +485,7 @@ static const struct {
         {KVM_SET_IDENTITY_MAP_ADDR, set_identity_map_addr},
         {KVM_SET_NR_MMU_PAGES, nr_mmu_pages},
         {KVM_ENABLE_CAP, vm_enable_cap},
+        {KVM_GET_STATS_FD, vm_stats_fd},
         {KVM_SET_BOOT_CPU_ID, set_boot_cpu_id},
         {KVM_X86_SET_MSR_FILTER, set_msr_filter},
         {KVM_GET_CLOCK, get_clock},
