@@ -110,8 +110,10 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 	switch (mode) {
 	case MODE_FIXED:
 	case MODE_LOWEST:
-		if (!l->enabled || !sw_enabled(l) || vector < 16)
+		if (!l->enabled || vector < 16)
 			return -1;
+		if (!sw_enabled(l))
+			return 0;
 		fresh = !vec_test(&l->reg[LAPIC_IRR], vector);
 		vec_set(&l->reg[LAPIC_IRR], vector);
 		if (level)

@@ -197,7 +197,7 @@ bool chips_pio(struct chips *c, bool in, u16 port, u32 size, u32 *val)
 {
 	bool pic = is_pic(port);
 
-	if (c->split || (!pic && !is_pit(&c->pit, port)))
+	if (pic ? c->split : !is_pit(&c->pit, port))
 		return false;
 	pthread_mutex_lock(&c->lock);
 	if (size == 1) {

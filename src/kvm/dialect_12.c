@@ -172,8 +172,7 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 	case KVM_CAP_X2APIC_API:
 		return x2apic_api(vm, c->args[0]);
 	case KVM_CAP_MAX_VCPU_ID:
-		if (!c->args[0] || c->args[0] > VM_MAX_VCPUS || (x->max_vcpu_id && x->max_vcpu_id != c->args[0]) ||
-		    x->has_vcpu)
+		if (c->args[0] > VM_MAX_VCPUS || (x->max_vcpu_id && x->max_vcpu_id != c->args[0]) || x->has_vcpu)
 			return -EINVAL;
 		x->max_vcpu_id = (u32)c->args[0];
 		return 0;

@@ -184,10 +184,14 @@ bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 bool io_read_taken(struct vcpu *v, bool pio, u64 addr, u32 len, u8 *data);
 void io_free(struct vm12 *x);
 bool is_eventfd(int fd);
+/* Do two descriptors mean one open file? */
+bool same_file(int a, int b);
 
 /* ---- dialect_12_chip.c ------------------------------------------------------------------------------------------- */
 
 struct chips *chips_of(const struct vm *vm); /* NULL: none */
+/* The same, but not NULL when there is an i8254 alone. */
+struct chips *chips12_all(const struct vm *vm);
 struct lapic *lapic_of(const struct vcpu *v);
 void chips12_free(struct vm12 *x);
 int chips12_add_vcpu(struct kvm_vcpu *kv);
@@ -216,6 +220,8 @@ long set_gsi_routing(struct vm *vm, unsigned long arg);
 long irqfd(struct vm *vm, unsigned long arg);
 long get_irqchip(struct vm *vm, unsigned long arg);
 long set_irqchip(struct vm *vm, unsigned long arg);
+long get_pit1(struct vm *vm, unsigned long arg);
+long set_pit1(struct vm *vm, unsigned long arg);
 long get_pit2(struct vm *vm, unsigned long arg);
 long set_pit2(struct vm *vm, unsigned long arg);
 long reinject_control(struct vm *vm, unsigned long arg);

@@ -44,11 +44,17 @@ struct chips12 {
 	struct irqfd *irqfd;   /* chips.lock */
 	unsigned n_irqfd, version;
 	unsigned pins; /* split: GSIs of the client's IOAPIC */
+	bool pit_only; /* KVM_CREATE_PIT2 came, and no chips to wire it to */
 };
+
+struct chips *chips12_all(const struct vm *vm)
+{
+	return vm->x12->chips ? vm->x12->chips->chips : NULL;
+}
 
 struct chips *chips_of(const struct vm *vm)
 {
-	return vm->x12->chips ? vm->x12->chips->chips : NULL;
+	return vm->x12->chips && !vm->x12->chips->pit_only ? vm->x12->chips->chips : NULL;
 }
 
 struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id)
@@ -355,7 +361,29 @@ void chips12_free(struct vm12 *v)
 
 bool pic_of(const struct vm *vm)
 {
-	return vm->x12->chips && !vm->x12->chips->chips->split;
+	return chips_of(vm) && !chips_of(vm)->split;
+}
+
+/* The object behind all chips; chips that a request makes later find it. */
+static int chips_need(struct vm *vm)
+{
+	struct chips12 *x = vm->x12->chips;
+	int rc;
+
+	if (x)
+		return 0;
+	x = calloc(1, sizeof(*x));
+	if (!x)
+		return -ENOMEM;
+	x->vm = vm;
+	x->pit_only = true;
+	x->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	x->chips = x->wake < 0 ? NULL : chips_create(&up, x, true);
+	rc = x->chips ? start_helper(x) : -ENOMEM;
+	vm->x12->chips = x;
+	if (rc < 0)
+		chips12_free(vm->x12);
+	return rc;
 }
 
 static int create_locked(struct vm *vm, bool split, unsigned pins)
@@ -363,29 +391,24 @@ static int create_locked(struct vm *vm, bool split, unsigned pins)
 	struct chips12 *x;
 	int rc;
 
-	if (vm->x12->chips)
+	if (chips_of(vm))
 		return -EEXIST;
 	if (vm->x12->has_vcpu)
-		return -EINVAL;
-	x = calloc(1, sizeof(*x));
-	if (!x)
-		return -ENOMEM;
-	x->vm = vm;
-	x->pins = pins;
-	x->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	x->chips = x->wake < 0 ? NULL : chips_create(&up, x, split);
-	rc = x->chips ? 0 : -ENOMEM;
-	if (rc == 0) {
-		x->chips->x2_format = vm->x12->x2_format;
-		x->chips->x2_no_quirk = vm->x12->x2_no_quirk;
-		if (!split)
-			routes_default(x->chips);
-		rc = start_helper(x);
-	}
-	vm->x12->chips = x;
+		return split ? -EEXIST : -EINVAL;
+	rc = chips_need(vm);
 	if (rc < 0)
-		chips12_free(vm->x12);
-	return rc;
+		return rc;
+	x = vm->x12->chips;
+	pthread_mutex_lock(&x->chips->lock);
+	x->pit_only = false;
+	x->pins = pins;
+	x->chips->split = split;
+	x->chips->x2_format = vm->x12->x2_format;
+	x->chips->x2_no_quirk = vm->x12->x2_no_quirk;
+	if (!split)
+		routes_default(x->chips);
+	pthread_mutex_unlock(&x->chips->lock);
+	return 0;
 }
 
 long create_irqchip(struct vm *vm, unsigned long arg)
@@ -420,23 +443,28 @@ int x2apic_api(struct vm *vm, u64 flags)
 	return 0;
 }
 
+/* Without interrupt chips its ticks go nowhere. */
 static long create_pit(struct vm *vm, bool speaker)
 {
 	struct chips *c;
-	long rc = -ENOENT;
+	long rc;
 
 	pthread_mutex_lock(&vm->lock);
-	c = pic_of(vm) ? chips_of(vm) : NULL;
-	if (c) {
-		pthread_mutex_lock(&c->lock);
-		rc = c->pit.present ? -EEXIST : 0;
-		if (rc == 0) {
-			c->pit.present = true;
-			c->pit.speaker = speaker;
-			pit_reset(&c->pit);
-		}
-		pthread_mutex_unlock(&c->lock);
+	vm_stop(vm, NULL);
+	rc = chips_need(vm);
+	if (rc < 0)
+		goto out;
+	c = chips12_all(vm);
+	pthread_mutex_lock(&c->lock);
+	rc = c->pit.present ? -EEXIST : 0;
+	if (rc == 0) {
+		c->pit.present = true;
+		c->pit.speaker = speaker;
+		pit_reset(&c->pit);
 	}
+	pthread_mutex_unlock(&c->lock);
+out:
+	vm_resume(vm, NULL);
 	pthread_mutex_unlock(&vm->lock);
 	return rc;
 }
@@ -592,7 +620,7 @@ static int irqfd_remove(struct chips12 *x, const struct kvm_irqfd *a)
 	for (struct irqfd **at = &x->irqfd; *at;) {
 		struct irqfd *f = *at;
 
-		if (f->gsi != a->gsi || syscall(SYS_kcmp, getpid(), getpid(), 0, f->fd, a->fd) != 0) {
+		if (f->gsi != a->gsi || !same_file(f->fd, (int)a->fd)) {
 			at = &f->next;
 			continue;
 		}
@@ -609,8 +637,14 @@ static int irqfd_remove(struct chips12 *x, const struct kvm_irqfd *a)
 
 static int irqfd_add(struct chips12 *x, const struct kvm_irqfd *a)
 {
-	struct irqfd *f = calloc(1, sizeof(*f));
+	struct irqfd *f;
 
+	if ((a->flags & KVM_IRQFD_FLAG_RESAMPLE) && fcntl((int)a->resamplefd, F_GETFD) < 0)
+		return -EBADF;
+	for (f = x->irqfd; f; f = f->next)
+		if (same_file(f->fd, (int)a->fd))
+			return -EBUSY;
+	f = calloc(1, sizeof(*f));
 	if (!f)
 		return -ENOMEM;
 	f->gsi = a->gsi;
@@ -633,7 +667,7 @@ static int irqfd_add(struct chips12 *x, const struct kvm_irqfd *a)
 
 long irqfd(struct vm *vm, unsigned long arg)
 {
-	struct chips12 *x = vm->x12->chips;
+	struct chips12 *x = chips_of(vm) ? vm->x12->chips : NULL;
 	struct kvm_irqfd a;
 	long rc = user_read(&a, (void *)arg, sizeof(a));
 
@@ -758,49 +792,41 @@ long set_irqchip(struct vm *vm, unsigned long arg)
 	return 0;
 }
 
-long get_pit2(struct vm *vm, unsigned long arg)
+static struct chips *pit_of(struct vm *vm)
 {
-	struct chips *c = chips_of(vm);
-	struct kvm_pit_state2 s = {0};
+	struct chips *c = chips12_all(vm);
 
-	if (!c || !c->pit.present)
-		return -ENXIO;
+	return c && c->pit.present ? c : NULL;
+}
+
+static void pit_out(struct chips *c, struct kvm_pit_channel_state *out)
+{
 	pthread_mutex_lock(&c->lock);
 	for (unsigned n = 0; n < 3; n++) {
 		const struct pit_counter *k = &c->pit.c[n];
 
-		s.channels[n] = (struct kvm_pit_channel_state){.count = k->count,
-		                                               .latched_count = k->latch,
-		                                               .count_latched = k->latched,
-		                                               .status_latched = k->status_latched,
-		                                               .status = k->status,
-		                                               .read_state = k->rw_read,
-		                                               .write_state = k->rw_write,
-		                                               .write_latch = k->write_low,
-		                                               .rw_mode = k->rw,
-		                                               .mode = k->mode,
-		                                               .bcd = k->bcd,
-		                                               .gate = k->gate,
-		                                               .count_load_time = (s64)k->start};
+		out[n] = (struct kvm_pit_channel_state){.count = k->count,
+		                                        .latched_count = k->latch,
+		                                        .count_latched = k->latched,
+		                                        .status_latched = k->status_latched,
+		                                        .status = k->status,
+		                                        .read_state = k->rw_read,
+		                                        .write_state = k->rw_write,
+		                                        .write_latch = k->write_low,
+		                                        .rw_mode = k->rw,
+		                                        .mode = k->mode,
+		                                        .bcd = k->bcd,
+		                                        .gate = k->gate,
+		                                        .count_load_time = (s64)k->start};
 	}
-	s.flags = c->pit.speaker && c->pit.out2 ? KVM_PIT_FLAGS_SPEAKER_DATA_ON : 0;
 	pthread_mutex_unlock(&c->lock);
-	return user_write((void *)arg, &s, sizeof(s));
 }
 
-long set_pit2(struct vm *vm, unsigned long arg)
+static void pit_in(struct chips *c, const struct kvm_pit_channel_state *s)
 {
-	struct chips *c = chips_of(vm);
-	struct kvm_pit_state2 s;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
-
-	if (rc < 0)
-		return rc;
-	if (!c || !c->pit.present)
-		return -ENXIO;
 	pthread_mutex_lock(&c->lock);
 	for (unsigned n = 0; n < 3; n++) {
-		const struct kvm_pit_channel_state *in = &s.channels[n];
+		const struct kvm_pit_channel_state *in = &s[n];
 		struct pit_counter *k = &c->pit.c[n];
 
 		k->latch = in->latched_count;
@@ -816,17 +842,71 @@ long set_pit2(struct vm *vm, unsigned long arg)
 		k->gate = in->gate;
 		pit_load_locked(c, n, in->count, chip_now());
 	}
-	c->pit.out2 = s.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON;
 	pthread_mutex_unlock(&c->lock);
+}
+
+long get_pit1(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = pit_of(vm);
+	struct kvm_pit_state s = {0};
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	pit_out(c, s.channels);
+	return user_write((void *)arg, &s, sizeof(s));
+}
+
+long set_pit1(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = pit_of(vm);
+	struct kvm_pit_state s;
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	pit_in(c, s.channels);
+	return 0;
+}
+
+long get_pit2(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = pit_of(vm);
+	struct kvm_pit_state2 s = {0};
+
+	if (!c)
+		return -ENXIO;
+	pit_out(c, s.channels);
+	s.flags = c->pit.speaker && c->pit.out2 ? KVM_PIT_FLAGS_SPEAKER_DATA_ON : 0;
+	return user_write((void *)arg, &s, sizeof(s));
+}
+
+long set_pit2(struct vm *vm, unsigned long arg)
+{
+	struct chips *c = pit_of(vm);
+	struct kvm_pit_state2 s;
+	long rc = user_read(&s, (void *)arg, sizeof(s));
+
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	pit_in(c, s.channels);
+	c->pit.out2 = s.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON;
 	return 0;
 }
 
 long reinject_control(struct vm *vm, unsigned long arg)
 {
-	struct chips *c = chips_of(vm);
+	struct kvm_reinject_control r;
+	long rc = user_read(&r, (void *)arg, sizeof(r));
 
 	/* GAP(pit-reinject): ticks that came while one was pending are never made up for. */
-	return c && c->pit.present ? 0 : -ENXIO;
+	return rc < 0 ? rc : pit_of(vm) ? 0 : -ENXIO;
 }
 
 /* How the interface shows registers of an x2APIC: the id as an xAPIC's unless KVM_CAP_X2APIC_API said otherwise. */

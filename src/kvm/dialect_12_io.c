@@ -33,7 +33,7 @@ bool is_eventfd(int fd)
 }
 
 /* Do two descriptors, one of them `fd`, mean one eventfd? */
-static bool same_file(int a, int b)
+bool same_file(int a, int b)
 {
 	/* KCMP_FILE */
 	return syscall(SYS_kcmp, getpid(), getpid(), 0, a, b) == 0;
@@ -228,7 +228,7 @@ bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 
 		memcpy(&word, data, len < 4 ? len : 4);
 		memcpy(copy, data, len);
-		if (pio ? chips_pio(chips_of(v->vm), false, (u16)addr, len, &word)
+		if (pio ? chips_pio(chips12_all(v->vm), false, (u16)addr, len, &word)
 		        : chips12_mmio(v, false, addr, len, copy))
 			return true;
 	}
@@ -261,7 +261,7 @@ bool io_read_taken(struct vcpu *v, bool pio, u64 addr, u32 len, u8 *data)
 		return false;
 	if (!pio)
 		return chips12_mmio(v, true, addr, len, data);
-	if (!chips_pio(chips_of(v->vm), true, (u16)addr, len, &val))
+	if (!chips_pio(chips12_all(v->vm), true, (u16)addr, len, &val))
 		return false;
 	memcpy(data, &val, len);
 	return true;

@@ -468,11 +468,6 @@ static long check_extension(struct vm *vm, unsigned long arg)
 	return cap_check(arg);
 }
 
-static long no_pit1(struct vm *vm, unsigned long arg)
-{
-	return -ENXIO;
-}
-
 static const struct {
 	unsigned long req;
 	vm_fn serve;
@@ -506,9 +501,8 @@ static const struct {
         {KVM_SET_GSI_ROUTING, set_gsi_routing},
         {KVM_SIGNAL_MSI, signal_msi},
         {KVM_IRQFD, irqfd},
-        /* GAP(pit-state1): the first generation's state requests, which KVM_GET_PIT2 replaced in 2009. */
-        {KVM_GET_PIT, no_pit1},
-        {KVM_SET_PIT, no_pit1},
+        {KVM_GET_PIT, get_pit1},
+        {KVM_SET_PIT, set_pit1},
 };
 
 long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct made *made)

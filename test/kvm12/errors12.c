@@ -396,6 +396,336 @@ static void vcpu_calls(int vcpu)
 	C(vcpu, KVM_SET_GUEST_DEBUG, "null", 0);
 }
 
+/* KVM_ENABLE_CAP on `fd`. */
+static void cap(int fd, const char *name, unsigned which, uint64_t arg)
+{
+	struct kvm_enable_cap c = {.cap = which, .args = {arg}};
+
+	call(name, fd, KVM_ENABLE_CAP, (unsigned long)&c);
+}
+
+static void vm_caps(int kvm)
+{
+	struct kvm_msr_filter f = {0};
+	struct kvm_enable_cap flags = {.cap = KVM_CAP_DISABLE_QUIRKS2, .flags = 1};
+	static uint8_t bits[8];
+	int vm = kioctl(kvm, KVM_CREATE_VM, 0L);
+
+	cap(vm, "cap quirks2 none", KVM_CAP_DISABLE_QUIRKS2, 0);
+	cap(vm, "cap quirks2 hypercall", KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_FIX_HYPERCALL_INSN);
+	cap(vm, "cap quirks2 bit 40", KVM_CAP_DISABLE_QUIRKS2, 1ull << 40);
+	cap(vm, "cap quirks bit 20", KVM_CAP_DISABLE_QUIRKS, 1u << 20);
+	C(vm, KVM_ENABLE_CAP, "quirks2 with flags", &flags);
+	C(vm, KVM_ENABLE_CAP, "null", 0);
+	cap(vm, "cap user memory", KVM_CAP_USER_MEMORY, 1);
+	cap(vm, "cap msr exits 7", KVM_CAP_X86_USER_SPACE_MSR, 7);
+	cap(vm, "cap msr exits 8", KVM_CAP_X86_USER_SPACE_MSR, 8);
+	cap(vm, "cap msr exits 0", KVM_CAP_X86_USER_SPACE_MSR, 0);
+	cap(vm, "cap payload 1", KVM_CAP_EXCEPTION_PAYLOAD, 1);
+	cap(vm, "cap payload 0", KVM_CAP_EXCEPTION_PAYLOAD, 0);
+	cap(vm, "cap platform info", KVM_CAP_MSR_PLATFORM_INFO, 0);
+	cap(vm, "cap triple fault", KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
+	cap(vm, "cap emulation exit 1", KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
+	cap(vm, "cap emulation exit 2", KVM_CAP_EXIT_ON_EMULATION_FAILURE, 2);
+	cap(vm, "cap x2apic 3", KVM_CAP_X2APIC_API, 3);
+	cap(vm, "cap x2apic 4", KVM_CAP_X2APIC_API, 4);
+	cap(vm, "cap max id 0", KVM_CAP_MAX_VCPU_ID, 0);
+	cap(vm, "cap max id 1000000", KVM_CAP_MAX_VCPU_ID, 1000000);
+	cap(vm, "cap max id 8", KVM_CAP_MAX_VCPU_ID, 8);
+	cap(vm, "cap max id 8 again", KVM_CAP_MAX_VCPU_ID, 8);
+	cap(vm, "cap max id 9", KVM_CAP_MAX_VCPU_ID, 9);
+	C(vm, KVM_CREATE_VCPU, "id 8 of 8", 8);
+	cap(vm, "cap manual 3", KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3);
+	cap(vm, "cap enforce pv on vm", KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1);
+	C(vm, KVM_SET_BOOT_CPU_ID, "1", 1);
+	C(vm, KVM_X86_SET_MSR_FILTER, "empty, allow", &f);
+	f.flags = KVM_MSR_FILTER_DEFAULT_DENY;
+	C(vm, KVM_X86_SET_MSR_FILTER, "empty, deny", &f);
+	f.flags = 2;
+	C(vm, KVM_X86_SET_MSR_FILTER, "flag 2", &f);
+	f.flags = 0;
+	f.ranges[0] = (struct kvm_msr_filter_range){.flags = 4, .nmsrs = 1, .bitmap = bits};
+	C(vm, KVM_X86_SET_MSR_FILTER, "range flag 4", &f);
+	f.ranges[0].flags = 3;
+	C(vm, KVM_X86_SET_MSR_FILTER, "one range", &f);
+	f.ranges[0].nmsrs = 0x600 * 8 + 1;
+	C(vm, KVM_X86_SET_MSR_FILTER, "range too long", &f);
+	f.ranges[0].nmsrs = 1;
+	f.ranges[0].bitmap = NULL;
+	C(vm, KVM_X86_SET_MSR_FILTER, "no bitmap", &f);
+	C(vm, KVM_X86_SET_MSR_FILTER, "null", 0);
+	C(vm, KVM_SMI, "on vm", 0);
+	C(vm, KVM_NMI, "on vm", 0);
+	C(vm, KVM_GET_STATS_FD, "vm", 0);
+	C(vm, KVM_HAS_DEVICE_ATTR, "vm, null", 0);
+	kclose(vm);
+}
+
+static void chip_calls(int kvm)
+{
+	struct {
+		struct kvm_irq_routing head;
+		struct kvm_irq_routing_entry e[3];
+	} r = {0};
+	struct kvm_irq_level line = {.irq = 4, .level = 1};
+	struct kvm_irqchip chip = {.chip_id = 0};
+	struct kvm_pit_config pit = {0};
+	struct kvm_pit_state2 pit2;
+	struct kvm_pit_state pit1;
+	struct kvm_reinject_control re = {0};
+	struct kvm_msi msi = {.address_lo = 0xfee00000, .data = 0x41};
+	struct kvm_irqfd f = {.gsi = 5, .fd = (unsigned)eventfd(0, EFD_NONBLOCK)};
+	struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_HALTED};
+	struct kvm_interrupt irq = {.irq = 32};
+	static struct kvm_lapic_state lapic;
+	int vm = kioctl(kvm, KVM_CREATE_VM, 0L), vcpu;
+
+	C(vm, KVM_CREATE_PIT2, "no chip", &pit);
+	C(vm, KVM_IRQFD, "no chip", &f);
+	C(vm, KVM_REINJECT_CONTROL, "no pit", &re);
+	C(vm, KVM_CREATE_IRQCHIP, "ok", 0);
+	C(vm, KVM_CREATE_IRQCHIP, "again", 0);
+	cap(vm, "cap split after chips", KVM_CAP_SPLIT_IRQCHIP, 24);
+	C(vm, KVM_GET_PIT2, "no pit", &pit2);
+	C(vm, KVM_SET_PIT2, "no pit", &pit2);
+	C(vm, KVM_CREATE_PIT2, "null", 0);
+	C(vm, KVM_CREATE_PIT2, "ok", &pit);
+	C(vm, KVM_CREATE_PIT2, "again", &pit);
+	C(vm, KVM_CREATE_PIT, "after", 0);
+	C(vm, KVM_GET_PIT2, "ok", &pit2);
+	C(vm, KVM_GET_PIT2, "null", 0);
+	C(vm, KVM_SET_PIT2, "ok", &pit2);
+	C(vm, KVM_SET_PIT2, "null", 0);
+	C(vm, KVM_GET_PIT, "ok", &pit1);
+	C(vm, KVM_SET_PIT, "ok", &pit1);
+	C(vm, KVM_REINJECT_CONTROL, "ok", &re);
+	C(vm, KVM_REINJECT_CONTROL, "null", 0);
+	C(vm, KVM_IRQ_LINE, "4", &line);
+	C(vm, KVM_IRQ_LINE, "null", 0);
+	C(vm, KVM_IRQ_LINE_STATUS, "4", &line);
+	line.irq = 5000;
+	C(vm, KVM_IRQ_LINE, "5000", &line);
+	C(vm, KVM_GET_IRQCHIP, "0", &chip);
+	C(vm, KVM_SET_IRQCHIP, "0", &chip);
+	C(vm, KVM_GET_IRQCHIP, "null", 0);
+	chip.chip_id = 2;
+	C(vm, KVM_GET_IRQCHIP, "2", &chip);
+	C(vm, KVM_SET_IRQCHIP, "2", &chip);
+	chip.chip_id = 3;
+	C(vm, KVM_GET_IRQCHIP, "3", &chip);
+	C(vm, KVM_SET_IRQCHIP, "3", &chip);
+	C(vm, KVM_SIGNAL_MSI, "no vcpu", &msi);
+	msi.flags = 2;
+	C(vm, KVM_SIGNAL_MSI, "flags", &msi);
+	msi.flags = 0;
+	C(vm, KVM_SIGNAL_MSI, "null", 0);
+	C(vm, KVM_SET_GSI_ROUTING, "none", &r);
+	r.head.flags = 1;
+	C(vm, KVM_SET_GSI_ROUTING, "flags", &r);
+	r.head.flags = 0;
+	r.head.nr = 4097;
+	C(vm, KVM_SET_GSI_ROUTING, "4097", &r);
+	r.head.nr = 1;
+	r.e[0] = (struct kvm_irq_routing_entry){.gsi = 4096, .type = KVM_IRQ_ROUTING_IRQCHIP};
+	C(vm, KVM_SET_GSI_ROUTING, "gsi 4096", &r);
+	r.e[0].gsi = 3;
+	r.e[0].type = 77;
+	C(vm, KVM_SET_GSI_ROUTING, "type 77", &r);
+	r.e[0].type = KVM_IRQ_ROUTING_IRQCHIP;
+	r.e[0].u.irqchip.irqchip = 5;
+	C(vm, KVM_SET_GSI_ROUTING, "chip 5", &r);
+	r.e[0].u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+	r.e[0].u.irqchip.pin = 24;
+	C(vm, KVM_SET_GSI_ROUTING, "ioapic pin 24", &r);
+	r.e[0].u.irqchip.pin = 3;
+	C(vm, KVM_SET_GSI_ROUTING, "ioapic pin 3", &r);
+	r.head.nr = 2;
+	r.e[1] = r.e[0];
+	C(vm, KVM_SET_GSI_ROUTING, "one chip twice", &r);
+	r.e[1].u.irqchip.irqchip = KVM_IRQCHIP_PIC_MASTER;
+	C(vm, KVM_SET_GSI_ROUTING, "two chips", &r);
+	r.e[1] = (struct kvm_irq_routing_entry){.gsi = 3, .type = KVM_IRQ_ROUTING_MSI};
+	C(vm, KVM_SET_GSI_ROUTING, "chip and message", &r);
+	r.e[1].gsi = 9;
+	r.e[1].u.msi.address_lo = 0xfee00000;
+	C(vm, KVM_SET_GSI_ROUTING, "message elsewhere", &r);
+	C(vm, KVM_IRQFD, "ok", &f);
+	C(vm, KVM_IRQFD, "again", &f);
+	f.flags = 0x40;
+	C(vm, KVM_IRQFD, "flags", &f);
+	f.flags = KVM_IRQFD_FLAG_RESAMPLE;
+	f.resamplefd = 999;
+	C(vm, KVM_IRQFD, "resample nowhere", &f);
+	f.flags = KVM_IRQFD_FLAG_DEASSIGN;
+	C(vm, KVM_IRQFD, "deassign", &f);
+	C(vm, KVM_IRQFD, "deassign again", &f);
+	f.flags = 0;
+	f.fd = 999;
+	C(vm, KVM_IRQFD, "no descriptor", &f);
+	f.fd = 0;
+	C(vm, KVM_IRQFD, "not an eventfd", &f);
+	C(vm, KVM_SET_BOOT_CPU_ID, "before", 0);
+	vcpu = kioctl(vm, KVM_CREATE_VCPU, 0L);
+	note("create vcpu with chips", vcpu < 0 ? -1 : 1, errno);
+	C(vm, KVM_SET_BOOT_CPU_ID, "after", 0);
+	cap(vm, "cap max id after a vcpu", KVM_CAP_MAX_VCPU_ID, 8);
+	C(vcpu, KVM_INTERRUPT, "with chips", &irq);
+	C(vcpu, KVM_GET_LAPIC, "ok", &lapic);
+	C(vcpu, KVM_SET_LAPIC, "ok", &lapic);
+	C(vcpu, KVM_GET_LAPIC, "null", 0);
+	C(vcpu, KVM_SET_MP_STATE, "halted, chips", &mp);
+	mp.mp_state = KVM_MP_STATE_SIPI_RECEIVED;
+	C(vcpu, KVM_SET_MP_STATE, "sipi", &mp);
+	mp.mp_state = KVM_MP_STATE_RUNNABLE;
+	C(vcpu, KVM_SET_MP_STATE, "runnable, chips", &mp);
+	C(vm, KVM_SIGNAL_MSI, "to an apic that is off", &msi);
+	kclose(vcpu);
+	kclose(vm);
+	vm = kioctl(kvm, KVM_CREATE_VM, 0L);
+	cap(vm, "cap split 5000", KVM_CAP_SPLIT_IRQCHIP, 5000);
+	cap(vm, "cap split 24", KVM_CAP_SPLIT_IRQCHIP, 24);
+	cap(vm, "cap split again", KVM_CAP_SPLIT_IRQCHIP, 24);
+	C(vm, KVM_CREATE_IRQCHIP, "after split", 0);
+	C(vm, KVM_CREATE_PIT2, "split", &pit);
+	chip.chip_id = 0;
+	C(vm, KVM_GET_IRQCHIP, "split", &chip);
+	r.head.nr = 1;
+	C(vm, KVM_SET_GSI_ROUTING, "chip, split", &r);
+	r.e[0] = r.e[1];
+	C(vm, KVM_SET_GSI_ROUTING, "message, split", &r);
+	vcpu = kioctl(vm, KVM_CREATE_VCPU, 0L);
+	C(vcpu, KVM_INTERRUPT, "split", &irq);
+	C(vcpu, KVM_INTERRUPT, "split again", &irq);
+	kclose(vcpu);
+	kclose(vm);
+	vm = kioctl(kvm, KVM_CREATE_VM, 0L);
+	vcpu = kioctl(vm, KVM_CREATE_VCPU, 0L);
+	C(vm, KVM_CREATE_IRQCHIP, "after a vcpu", 0);
+	cap(vm, "cap split after a vcpu", KVM_CAP_SPLIT_IRQCHIP, 24);
+	kclose(vcpu);
+	kclose(vm);
+}
+
+static void run(int vcpu, struct kvm_run *r, const char *name)
+{
+	long rc;
+
+	errno = 0;
+	rc = kioctl(vcpu, KVM_RUN, 0L);
+	/* The exit, where there is one. */
+	note(name, rc < 0 ? rc : (long)r->exit_reason, errno);
+}
+
+/* What KVM_RUN answers to states and settings. */
+static void run_calls(int kvm)
+{
+	static const uint8_t code[] = {0xe6, 0x10, 0xf4, 0x0f, 0x0b};
+	uint8_t *ram = mmap(NULL, 0x10000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int vm = kioctl(kvm, KVM_CREATE_VM, 0L), vcpu = kioctl(vm, KVM_CREATE_VCPU, 0L);
+	struct kvm_run *r = kmmap(NULL, (size_t)kioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0L), PROT_READ | PROT_WRITE,
+	                          MAP_SHARED, vcpu, 0);
+	struct kvm_regs regs = {.rip = 0x1000, .rflags = 2, .rsp = 0x800};
+	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET};
+	struct kvm_guest_debug dbg = {0};
+	struct kvm_vcpu_events ev;
+	struct kvm_sregs2 s2;
+	struct kvm_fpu fpu;
+	struct kvm_sregs s;
+	uint64_t offset = 5;
+
+	memcpy(ram + 0x1000, code, sizeof(code));
+	mem(vm, "mem for runs", 0, 0, 0, 0x10000, (uintptr_t)ram);
+	mem(vm, "mem smm", 1 << 16, 0, 0, 0x10000, (uintptr_t)ram);
+	mem(vm, "mem smm overlaps itself", 1 << 16 | 1, 0, 0x1000, 0x1000, (uintptr_t)ram);
+	mem(vm, "mem address space 2", 2 << 16, 0, 0, 0x1000, (uintptr_t)ram);
+	kioctl(vcpu, KVM_GET_SREGS, &s);
+	s.cs.base = s.cs.selector = 0;
+	C(vcpu, KVM_SET_SREGS, "to run", &s);
+	C(vcpu, KVM_SET_REGS, "to run", &regs);
+	r->kvm_valid_regs = 1ull << 40;
+	run(vcpu, r, "run valid regs bit 40");
+	r->kvm_valid_regs = 0;
+	r->kvm_dirty_regs = 1ull << 40;
+	run(vcpu, r, "run dirty regs bit 40");
+	r->kvm_dirty_regs = 0;
+	r->cr8 = 17;
+	run(vcpu, r, "run cr8 17");
+	r->cr8 = 0;
+	r->immediate_exit = 1;
+	run(vcpu, r, "run immediate exit");
+	r->immediate_exit = 0;
+	run(vcpu, r, "run out");
+	r->immediate_exit = 1;
+	run(vcpu, r, "run finishes the out");
+	r->immediate_exit = 0;
+	run(vcpu, r, "run hlt");
+	run(vcpu, r, "run ud without a handler");
+	regs.rip = 0x1000;
+	kioctl(vcpu, KVM_SET_REGS, &regs);
+	r->request_interrupt_window = 1;
+	run(vcpu, r, "run window, if off");
+	r->request_interrupt_window = 0;
+	regs.rflags = 0x202;
+	kioctl(vcpu, KVM_SET_REGS, &regs);
+	r->request_interrupt_window = 1;
+	run(vcpu, r, "run window, if on");
+	r->request_interrupt_window = 0;
+	regs.rip = 0x1002;
+	ram[0x1002] = 0x90;
+	kioctl(vcpu, KVM_SET_REGS, &regs);
+	dbg.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+	C(vcpu, KVM_SET_GUEST_DEBUG, "single-step", &dbg);
+	run(vcpu, r, "run a step");
+	dbg.control = 0;
+	C(vcpu, KVM_SET_GUEST_DEBUG, "off", &dbg);
+	C(vcpu, KVM_GET_VCPU_EVENTS, "to change", &ev);
+	ev.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	C(vcpu, KVM_SET_VCPU_EVENTS, "payload without the capability", &ev);
+	ev.flags = KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	C(vcpu, KVM_SET_VCPU_EVENTS, "triple fault without the capability", &ev);
+	C(vcpu, KVM_SMI, "ok", 0);
+	C(vcpu, KVM_HAS_DEVICE_ATTR, "tsc offset", &attr);
+	attr.addr = (uintptr_t)&offset;
+	C(vcpu, KVM_SET_DEVICE_ATTR, "tsc offset", &attr);
+	C(vcpu, KVM_GET_DEVICE_ATTR, "tsc offset", &attr);
+	attr.addr = 0;
+	C(vcpu, KVM_GET_DEVICE_ATTR, "tsc offset nowhere", &attr);
+	attr.attr = 7;
+	C(vcpu, KVM_HAS_DEVICE_ATTR, "attribute 7", &attr);
+	attr.group = 7;
+	C(vcpu, KVM_SET_DEVICE_ATTR, "group 7", &attr);
+	C(vcpu, KVM_HAS_DEVICE_ATTR, "null", 0);
+	C(vcpu, KVM_GET_FPU, "ok", &fpu);
+	C(vcpu, KVM_SET_FPU, "ok", &fpu);
+	C(vcpu, KVM_GET_FPU, "null", 0);
+	C(vcpu, KVM_SET_FPU, "null", 0);
+	C(vcpu, KVM_GET_SREGS2, "ok", &s2);
+	C(vcpu, KVM_SET_SREGS2, "ok", &s2);
+	s2.flags = 2;
+	C(vcpu, KVM_SET_SREGS2, "flag 2", &s2);
+	s2.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+	C(vcpu, KVM_SET_SREGS2, "pdptrs without pae", &s2);
+	C(vcpu, KVM_SET_SREGS2, "null", 0);
+	C(vcpu, KVM_GET_XCRS, "null", 0);
+	C(vcpu, KVM_GET_DEBUGREGS, "null", 0);
+	C(vcpu, KVM_GET_VCPU_EVENTS, "null", 0);
+	C(vcpu, KVM_GET_MP_STATE, "null", 0);
+	C(vcpu, KVM_SET_MP_STATE, "null", 0);
+	C(vcpu, KVM_GET_STATS_FD, "vcpu", 0);
+	cap(vcpu, "cap enforce pv", KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1);
+	cap(vcpu, "cap quirks on vcpu", KVM_CAP_DISABLE_QUIRKS, 1);
+	C(vcpu, KVM_CREATE_VCPU, "on vcpu", 0);
+	C(vcpu, KVM_SET_USER_MEMORY_REGION, "on vcpu", 0);
+	C(kvm, KVM_SET_USER_MEMORY_REGION, "on system", 0);
+	C(kvm, KVM_ENABLE_CAP, "on system", 0);
+	C(kvm, KVM_IRQ_LINE, "on system", 0);
+	C(kvm, KVM_CREATE_IRQCHIP, "on system", 0);
+	C(vm, KVM_SET_REGS, "on vm", 0);
+	C(vm, KVM_GET_MSRS, "on vm", 0);
+	kclose(vcpu);
+	kclose(vm);
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t ram = (uintptr_t)mmap(NULL, 0x20000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -418,6 +748,9 @@ int main(int argc, char **argv)
 	errno = 0;
 	note("mmap of a vm", kmmap(NULL, 4096, PROT_READ, MAP_SHARED, vm, 0) == MAP_FAILED ? -1 : 0, errno);
 	vcpu_calls(vcpu);
+	vm_caps(kvm);
+	chip_calls(kvm);
+	run_calls(kvm);
 	if (!print)
 		printf("%u passed, %u failed\n", passed, failed);
 	return failed != 0;
