@@ -30,6 +30,18 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked: $
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
 		$(ENGINE_LIBS)
 
+# Code that changes behind the engine's back.
+$(T)/code12: test/jit/code12.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -Itest/lib -MMD -MP -o $@ $< -lpthread
+
+$(T)/code12-linked: test/jit/code12.c $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
+		$(ENGINE_LIBS)
+
 # The instruction suite replaces the delivery of exceptions, see test/insn/guest.c.
 INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c machine.c)
 INSN_OBJ := $(INSN_SRC:%.c=$(BUILD)/%.o)
@@ -116,7 +128,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 	$(wildcard $(BUILD)/test/system/*.d)
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
-QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked)
+QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked code12 code12-linked)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.

@@ -674,6 +674,14 @@ static bool one(u64 seed, unsigned k)
 		n.abandoned++;
 	if (rc != DIFFER)
 		return true;
+	if (variant >= LOCKSTEP) {
+		/* It refuses to go on. */
+		struct jit *j = u->jit[variant].m.v->jit;
+
+		lockstep_destroy(j);
+		setenv("DEVKVM_LOCKSTEP", "1", 1);
+		lockstep_create(j);
+	}
 	n.failed++;
 	printf("FAILED program %u of seed %llu (%s, %s): engines differ\n"
 	       "  replay: jit-random --seed %llu --programs %u --no-timer\n",

@@ -1,0 +1,465 @@
+/*
+ * code12.c: code that changes behind the engine's back, through version 12 of the interface: a client thread, the host's
+ * kernel, another vCPU write it; and more code than the code memory holds. Also runs on Linux' KVM.
+ *
+ * The function at FUNC is `mov eax, IMM; ret` with an aligned IMM; a loop calls it and stores what it returned at SEEN.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include "../kvm12/client12.h"
+#include "test.h"
+
+#define RAM (16u << 20)
+#define LOOP 0x1000
+#define OTHER 0x2000
+#define HANDLER 0x3000
+#define FUNC 0x5003
+#define IMM 0x5004
+#define SEEN 0x6000
+#define IDT 0x7000
+#define PML4 0x8000 /* and what hangs below it, to 0xdfff */
+#define GDT 0xe000
+#define STACK 0xf000
+#define VECTOR 0x40
+#define APIC_GPA 0xfee00000ul
+
+static volatile uint32_t *word(const struct guest *g, unsigned at)
+{
+	return (volatile uint32_t *)(void *)(g->ram + at);
+}
+
+static void put64(const struct guest *g, unsigned at, uint64_t x)
+{
+	memcpy(g->ram + at, &x, 8);
+}
+
+/* 64-bit mode, the first 4 GiB mapped one to one in 2 MiB pages, an IDT gate for VECTOR. */
+static int start64(const struct guest *g, int vcpu, uint64_t rip, uint64_t rsp, bool interrupts)
+{
+	struct kvm_regs r = {.rip = rip, .rsp = rsp, .rflags = interrupts ? 0x202 : 2};
+	struct kvm_sregs s;
+
+	put64(g, PML4, (PML4 + 0x1000) | 7);
+	for (unsigned n = 0; n < 4; n++)
+		put64(g, PML4 + 0x1000 + n * 8, (PML4 + 0x2000 + n * 0x1000) | 7);
+	for (unsigned n = 0; n < 2048; n++)
+		put64(g, PML4 + 0x2000 + n * 8, (uint64_t)n << 21 | 0x83);
+	put64(g, GDT + 8, 0x00af9b000000ffffull);
+	put64(g, GDT + 16, 0x00cf93000000ffffull);
+	put64(g, IDT + VECTOR * 16, (HANDLER & 0xffff) | 8ull << 16 | 0x8e00ull << 32);
+	put64(g, IDT + VECTOR * 16 + 8, 0);
+	if (kioctl(vcpu, KVM_GET_SREGS, &s) < 0)
+		return -1;
+	s.cr0 = 0x80000031;
+	s.cr3 = PML4;
+	s.cr4 = 0x620;
+	s.efer = 0x500;
+	s.cs = (struct kvm_segment){
+	        .selector = 8, .limit = 0xffffffff, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+	s.ss = (struct kvm_segment){
+	        .selector = 16, .limit = 0xffffffff, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	s.ds = s.es = s.fs = s.gs = s.ss;
+	s.gdt.base = GDT;
+	s.gdt.limit = 0x17;
+	s.idt.base = IDT;
+	s.idt.limit = 0xfff;
+	if (kioctl(vcpu, KVM_SET_SREGS, &s) < 0)
+		return -1;
+	return kioctl(vcpu, KVM_SET_REGS, &r);
+}
+
+static void set_func(const struct guest *g, uint32_t imm)
+{
+	g->ram[FUNC] = 0xb8;
+	*word(g, IMM) = imm;
+	g->ram[IMM + 4] = 0xc3;
+}
+
+/* call FUNC; mov [SEEN], eax; [cpuid, which serializes;] again */
+static void put_loop(const struct guest *g, bool serialize)
+{
+	CODE(g, LOOP, 0xe8, 0xfe, 0x3f, 0x00, 0x00, 0x89, 0x04, 0x25, 0x00, 0x60, 0x00, 0x00, 0x0f, 0xa2, 0xeb, 0xf0);
+	if (!serialize)
+		CODE(g, LOOP + 12, 0x90, 0x90);
+}
+
+static int open64(struct guest *g, bool chips)
+{
+	if (!chips)
+		return guest_open(g, RAM);
+	memset(g, 0, sizeof(*g));
+	g->size = RAM;
+	g->kvm = kopen();
+	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
+	g->ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (g->vm < 0 || kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0 || region(g->vm, 0, 0, 0, RAM, g->ram) < 0)
+		return -1;
+	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
+	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
+	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
+}
+
+static int enable_apic(const struct guest *g)
+{
+	struct kvm_lapic_state a;
+	uint32_t svr = 0x1ff;
+
+	if (kioctl(g->vcpu, KVM_GET_LAPIC, &a) < 0)
+		return -1;
+	memcpy(a.regs + 0xf0, &svr, 4);
+	return kioctl(g->vcpu, KVM_SET_LAPIC, &a);
+}
+
+static void on_signal(int sig)
+{
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* ---- a writer in the client, while the vCPU runs ---------------------------------------------------------------- */
+
+enum how { BY_STORE, BY_READ };
+
+static struct {
+	struct guest *g;
+	enum how how;
+	bool by_msi;
+	pthread_t runner;
+	unsigned rounds, missed, torn;
+	volatile bool done;
+} job;
+
+static void write_imm(uint32_t x)
+{
+	int p[2];
+
+	if (job.how == BY_STORE) {
+		*word(job.g, IMM) = x;
+		return;
+	}
+	/* The kernel writes it. */
+	if (pipe(p) < 0 || write(p[1], &x, 4) != 4 || read(p[0], job.g->ram + IMM, 4) != 4)
+		job.missed++;
+	close(p[0]);
+	close(p[1]);
+}
+
+static void nudge(void)
+{
+	struct kvm_msi msi = {.address_lo = APIC_GPA, .data = VECTOR};
+
+	if (job.by_msi)
+		kioctl(job.g->vm, KVM_SIGNAL_MSI, &msi);
+	else
+		pthread_kill(job.runner, SIGUSR1);
+}
+
+static void *writer(void *arg)
+{
+	for (uint32_t n = 2; n < job.rounds + 2 && !job.missed; n++) {
+		double until = now() + 10;
+
+		write_imm(n);
+		nudge();
+		for (;;) {
+			uint32_t seen = *word(job.g, SEEN);
+
+			if (seen == n)
+				break;
+			if (seen != n - 1)
+				job.torn++;
+			if (now() > until) {
+				job.missed++;
+				break;
+			}
+		}
+	}
+	job.done = true;
+	while (pthread_kill(job.runner, SIGUSR1) == 0 && job.done)
+		usleep(1000);
+	return NULL;
+}
+
+static void rewrite_while_running(enum how how, bool by_msi, unsigned rounds)
+{
+	struct sigaction act = {.sa_handler = on_signal};
+	struct guest g;
+	pthread_t t;
+
+	sigaction(SIGUSR1, &act, NULL);
+	CHECK_EQ(open64(&g, by_msi), 0);
+	set_func(&g, 1);
+	put_loop(&g, false);
+	*word(&g, SEEN) = 1;
+	/* EOI: mov dword [0xfee000b0], 0 through RBX; iretq */
+	CODE(&g, HANDLER, 0x53, 0xbb, 0xb0, 0x00, 0xe0, 0xfe, 0xc7, 0x03, 0, 0, 0, 0, 0x5b, 0x48, 0xcf);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, true), 0);
+	if (by_msi)
+		CHECK_EQ(enable_apic(&g), 0);
+	memset(&job, 0, sizeof(job));
+	job.g = &g;
+	job.how = how;
+	job.by_msi = by_msi;
+	job.runner = pthread_self();
+	job.rounds = rounds;
+	pthread_create(&t, NULL, writer, NULL);
+	while (!job.done) {
+		int rc = guest_run(&g);
+
+		if (rc < 0 && errno == EINTR)
+			continue;
+		printf("  run: %d, exit %u\n", rc, g.run->exit_reason);
+		CHECK_EQ(rc, -1);
+		break;
+	}
+	job.done = false;
+	pthread_join(t, NULL);
+	CHECK_EQ(job.missed, 0);
+	CHECK_EQ(job.torn, 0);
+	guest_close(&g);
+}
+
+TEST(client_thread_rewrites_until_a_signal)
+{
+	rewrite_while_running(BY_STORE, false, 300);
+}
+
+TEST(client_thread_rewrites_until_an_interrupt)
+{
+	rewrite_while_running(BY_STORE, true, 300);
+}
+
+TEST(kernel_writes_until_a_signal)
+{
+	rewrite_while_running(BY_READ, false, 300);
+}
+
+TEST(kernel_writes_until_an_interrupt)
+{
+	rewrite_while_running(BY_READ, true, 300);
+}
+
+/* ---- writes between two runs ------------------------------------------------------------------------------------ */
+
+TEST(writes_between_runs_count_at_once)
+{
+	struct guest g;
+	unsigned wrong = 0;
+	int p[2];
+
+	CHECK_EQ(open64(&g, false), 0);
+	CHECK_EQ(pipe(p), 0);
+	set_func(&g, 1);
+	/* mov ecx, 100; 1: call FUNC; mov [SEEN], eax; dec ecx; jnz 1b; out 0x10, al; jmp back to the top */
+	CODE(&g, LOOP, 0xb9, 100, 0, 0, 0, 0xe8, 0xf9, 0x3f, 0x00, 0x00, 0x89, 0x04, 0x25, 0x00, 0x60, 0x00, 0x00, 0xff,
+	     0xc9, 0x75, 0xf0, 0xe6, 0x10, 0xeb, 0xe7);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	for (uint32_t n = 1; n < 400; n++) {
+		/* By the kernel, by a store, by a store of another instruction of the same length. */
+		if (n % 3 == 0) {
+			CHECK_EQ(write(p[1], &n, 4), 4);
+			CHECK_EQ(read(p[0], g.ram + IMM, 4), 4);
+		} else {
+			*word(&g, IMM) = n;
+		}
+		g.ram[FUNC] = n % 5 ? 0xb8 : 0x2d; /* mov eax, n; or sub eax, n from the n before */
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+		if (n % 5)
+			wrong += *word(&g, SEEN) != n;
+		else
+			wrong += *word(&g, SEEN) != (uint32_t)(n - 1 - 100 * n);
+	}
+	CHECK_EQ(wrong, 0);
+	close(p[0]);
+	close(p[1]);
+	guest_close(&g);
+}
+
+/* ---- another vCPU ----------------------------------------------------------------------------------------------- */
+
+struct runner {
+	int vcpu;
+	struct kvm_run *run;
+	pthread_t thread;
+	unsigned reason;
+	volatile bool stop;
+};
+
+static void *run_vcpu(void *arg)
+{
+	struct runner *r = arg;
+
+	while (!r->stop) {
+		int rc = kioctl(r->vcpu, KVM_RUN, 0L);
+
+		if (rc == 0) {
+			r->reason = r->run->exit_reason;
+			break;
+		}
+		if (errno != EINTR)
+			break;
+	}
+	return NULL;
+}
+
+static void rewrite_by_vcpu(bool serialize, uint32_t rounds)
+{
+	struct sigaction act = {.sa_handler = on_signal};
+	struct runner one = {0}, two = {0};
+	struct guest g;
+	double until;
+
+	sigaction(SIGUSR1, &act, NULL);
+	CHECK_EQ(guest_open(&g, RAM), 0);
+	set_func(&g, 1);
+	put_loop(&g, serialize);
+	*word(&g, SEEN) = 1;
+	/* mov eax, 1; top: inc eax; mov [IMM], eax; wait: pause; cmp eax, [SEEN]; jne wait; cmp eax, edi; jb top; out */
+	CODE(&g, OTHER, 0xb8, 1, 0, 0, 0, 0xff, 0xc0, 0x89, 0x04, 0x25, 0x04, 0x50, 0x00, 0x00, 0xf3, 0x90, 0x3b, 0x04,
+	     0x25, 0x00, 0x60, 0x00, 0x00, 0x75, 0xf5, 0x39, 0xf8, 0x72, 0xe8, 0xe6, 0x10);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	one.vcpu = g.vcpu;
+	one.run = g.run;
+	two.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+	CHECK(two.vcpu >= 0);
+	two.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, two.vcpu, 0);
+	CHECK_EQ(start64(&g, two.vcpu, OTHER, STACK - 0x400, false), 0);
+	{
+		struct kvm_regs r;
+		struct kvm_mp_state mp = {KVM_MP_STATE_RUNNABLE};
+
+		CHECK_EQ(kioctl(two.vcpu, KVM_GET_REGS, &r), 0);
+		r.rdi = rounds;
+		CHECK_EQ(kioctl(two.vcpu, KVM_SET_REGS, &r), 0);
+		kioctl(two.vcpu, KVM_SET_MP_STATE, &mp);
+	}
+	pthread_create(&one.thread, NULL, run_vcpu, &one);
+	pthread_create(&two.thread, NULL, run_vcpu, &two);
+	for (until = now() + 30; now() < until && two.reason == 0;)
+		usleep(1000);
+	CHECK_EQ(two.reason, KVM_EXIT_IO);
+	CHECK_EQ(*word(&g, SEEN), rounds);
+	one.stop = two.stop = true;
+	for (unsigned n = 0; n < 50; n++) {
+		pthread_kill(one.thread, SIGUSR1);
+		pthread_kill(two.thread, SIGUSR1);
+		usleep(1000);
+	}
+	pthread_join(one.thread, NULL);
+	pthread_join(two.thread, NULL);
+	munmap(two.run, g.run_size);
+	kclose(two.vcpu);
+	guest_close(&g);
+}
+
+TEST(second_vcpu_rewrites_serialized)
+{
+	rewrite_by_vcpu(true, 3000);
+}
+
+TEST(second_vcpu_rewrites)
+{
+	rewrite_by_vcpu(false, 3000);
+}
+
+/* ---- more code than fits ---------------------------------------------------------------------------------------- */
+
+#define MANY 40000u
+#define MANY_AT 0x100000u
+#define MANY_SIZE 64u
+
+/* `flushes N` of the translator's statistics, which it prints when the vCPU goes; -1: there are none. */
+static long flushes_in(FILE *f)
+{
+	char line[1024], *at;
+	long n = -1;
+
+	rewind(f);
+	while (fgets(line, sizeof(line), f)) {
+		at = strstr(line, " flushes ");
+		if (!strncmp(line, "jit: ", 5) && at)
+			n = strtol(at + 9, NULL, 10);
+	}
+	return n;
+}
+
+/* Linux' KVM has no such memory. */
+static bool is_devkvm(void)
+{
+#ifdef LINKED
+	return true;
+#else
+	const char *p = getenv("LD_PRELOAD");
+
+	return p && strstr(p, "devkvm");
+#endif
+}
+
+TEST(more_code_than_the_code_memory_holds)
+{
+	const char *engine = getenv("DEVKVM_ENGINE");
+	FILE *log = tmpfile();
+	int err = dup(2);
+	struct guest g;
+	struct kvm_regs r;
+	uint32_t sum = 0;
+
+	fflush(stderr);
+	dup2(fileno(log), 2);
+	setenv("DEVKVM_CODE_MB", "1", 1);
+	setenv("DEVKVM_DEBUG", "jitstat", 1);
+	CHECK_EQ(guest_open(&g, RAM), 0);
+	unsetenv("DEVKVM_CODE_MB");
+	unsetenv("DEVKVM_DEBUG");
+	for (unsigned n = 0; n < MANY; n++) {
+		uint8_t *f = g.ram + MANY_AT + n * MANY_SIZE;
+		uint32_t k = n * 2654435761u;
+
+		/* add eax, k; rol eax, 5; push rax; pop rdx; xor eax, edx; add eax, edx; ret */
+		f[0] = 0x05;
+		memcpy(f + 1, &k, 4);
+		memcpy(f + 5, "\xc1\xc0\x05\x50\x5a\x31\xd0\x01\xd0\xc3", 10);
+	}
+	/* mov ebp, 3; again: mov ebx, MANY_AT; mov ecx, MANY; 1: call rbx; add ebx, 64; dec ecx; jnz 1b; dec ebp; jnz
+	 * again; out 0x10, al */
+	CODE(&g, LOOP, 0xbd, 3, 0, 0, 0, 0xbb, 0, 0, 0x10, 0, 0xb9, 0x40, 0x9c, 0, 0, 0xff, 0xd3, 0x83, 0xc3, 0x40, 0xff,
+	     0xc9, 0x75, 0xf7, 0xff, 0xcd, 0x75, 0xe9, 0xe6, 0x10);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	for (unsigned pass = 0; pass < 3; pass++)
+		for (unsigned n = 0; n < MANY; n++) {
+			uint32_t d;
+
+			sum += n * 2654435761u;
+			sum = sum << 5 | sum >> 27;
+			d = sum;
+			sum ^= d;
+			sum += d;
+		}
+	CHECK_EQ((uint32_t)r.rax, sum);
+	guest_close(&g);
+	fflush(stderr);
+	dup2(err, 2);
+	close(err);
+	/* It is only a test when the memory was too small. */
+	if (is_devkvm() && (!engine || strcmp(engine, "interp")))
+		CHECK(flushes_in(log) > 10);
+	fclose(log);
+}
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv);
+}
