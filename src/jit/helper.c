@@ -289,6 +289,8 @@ static void check_world(struct vcpu *v, struct jit *j)
 		j->vm_version = v->mmu.vm->version;
 		j->need_flush = true;
 	}
+	if (unlikely(atomic_load_explicit(&j->again, memory_order_acquire)))
+		smc_again(j);
 	if (unlikely(atomic_load_explicit(&j->foreign, memory_order_acquire)))
 		smc_foreign(j);
 	if (unlikely(j->flushes_local != v->mmu.flushes_local)) {
@@ -360,6 +362,8 @@ static int run_blocks(struct vcpu *v)
 
 		if (key == KEY_NONE) {
 			j->n.interp++;
+			if (unlikely(atomic_load_explicit(&j->again, memory_order_acquire)))
+				smc_again(j);
 			return interp_one_block(v);
 		}
 		if (unlikely(j->chaos.on))
@@ -395,6 +399,8 @@ static int run_blocks(struct vcpu *v)
 void jit_run(struct vcpu *v)
 {
 	interp_run_with(v, v->jit ? run_blocks : interp_one_block);
+	if (v->jit && unlikely(atomic_load(&v->jit->again)))
+		smc_again(v->jit);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */

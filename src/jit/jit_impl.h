@@ -171,6 +171,9 @@ struct jit {
 	_Atomic(bool) foreign;    /* another vCPU wrote to our pages: foreign_list */
 	gpa_t foreign_list[16];
 	unsigned n_foreign;
+	_Atomic(bool) again; /* the others must look at again_list once more, when our stores are done: smc.c */
+	gpa_t again_list[16];
+	unsigned n_again;
 	int rc; /* LEFT_AFTER */
 	const struct insn *insn;
 	u32 vm_version;
@@ -237,6 +240,7 @@ void page_ungroup(struct jit *j, struct tb *tb); /* kills it; its successor does
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
 void smc_foreign(struct jit *j);
+void smc_again(struct jit *j);
 void smc_register(struct jit *j);
 void smc_unregister(struct jit *j);
 

@@ -531,7 +531,8 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 	l->carry_rip = ~0ull;
 	if (tb->unchecked) {
 		l->n_unchecked++;
-		/* Its handler may read all flags. (Over a page border, where no look went, it may be any instruction.) */
+		/* Its handler may read all flags. (Over a page border, where no look went, it may be any instruction.)
+		 */
 		if (!tb->beyond && (l->exact_flags ^ v->rflags) & FLAGS_ARITH) {
 			fprintf(stderr,
 			        "lockstep: arithmetic flags %#llx, by the translator %#llx, before the block at rip "

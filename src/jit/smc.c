@@ -5,8 +5,9 @@
  * jit_code_written(). Writes of the client and the host's kernel are found by comparing bytes when the page is first
  * entered in a new epoch (interp_epoch(): KVM_RUN entered, interrupt delivered, memory slots changed).
  *
- * GAP(foreign-store): a store that another vCPU has under way while this one translates the page may be missed until
- * the next epoch. Guests that modify code across processors must serialize, which is an interrupt here.
+ * Another vCPU's store is announced before it is done, and may be under way, or go through a write TLB entry that is
+ * still there, while this one translates the page. So whoever stored, or was told of a new page of code, makes the
+ * others look a second time when it comes to its dispatcher and nothing is under way any more (smc_again()).
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -73,13 +74,61 @@ static bool hva_to_gpa(const struct vm_mem *m, const u8 *hva, gpa_t *gpa)
 	return false;
 }
 
+/* With the lock. */
+static void add_again(struct jit *j, gpa_t gpa)
+{
+	if (j->n_again < ARRAY_SIZE(j->again_list))
+		j->again_list[j->n_again] = gpa;
+	j->n_again++;
+	atomic_store_explicit(&j->again, true, memory_order_release);
+}
+
+static void add_foreign(struct jit *j, gpa_t gpa)
+{
+	if (j->n_foreign < ARRAY_SIZE(j->foreign_list))
+		j->foreign_list[j->n_foreign] = gpa;
+	j->n_foreign++;
+	atomic_store_explicit(&j->foreign, true, memory_order_release);
+	atomic_fetch_or(&j->v->events, (u32)EV_TLB);
+}
+
 /* The other processors of the VM must not write the page past us. */
 static void tell_others(struct jit *j, gpa_t gpa)
 {
 	pthread_mutex_lock(&lock);
 	for (struct jit *o = all; o; o = o->next_jit)
-		if (o != j && o->v->mmu.vm == j->v->mmu.vm)
+		if (o != j && o->v->mmu.vm == j->v->mmu.vm) {
+			add_again(o, gpa);
 			atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+		}
+	pthread_mutex_unlock(&lock);
+}
+
+/* No store of ours is under way: what the others read from now on is what we wrote. */
+void smc_again(struct jit *j)
+{
+	gpa_t list[ARRAY_SIZE(j->again_list)];
+	unsigned n;
+
+	pthread_mutex_lock(&lock);
+	n = j->n_again;
+	memcpy(list, j->again_list, sizeof(list));
+	j->n_again = 0;
+	atomic_store(&j->again, false);
+	if (n > ARRAY_SIZE(list))
+		tlb_flush_writes(&j->v->mmu);
+	for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++)
+		mem_watch_code(&j->v->mmu, list[k]);
+	for (struct jit *o = all; o; o = o->next_jit) {
+		if (o == j || o->v->mmu.vm != j->v->mmu.vm)
+			continue;
+		if (n > ARRAY_SIZE(list))
+			o->n_foreign = ARRAY_SIZE(o->foreign_list) + 1;
+		for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++)
+			add_foreign(o, list[k]);
+		atomic_store_explicit(&o->foreign, true, memory_order_release);
+		atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+	}
 	pthread_mutex_unlock(&lock);
 }
 
@@ -297,11 +346,11 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 		if (o == j || o->v->mmu.vm != m->vm)
 			continue;
 		alone = false;
-		if (o->n_foreign < ARRAY_SIZE(o->foreign_list))
-			o->foreign_list[o->n_foreign] = gpa & PAGE_MASK;
-		o->n_foreign++;
-		atomic_store_explicit(&o->foreign, true, memory_order_release);
-		atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+		add_foreign(o, gpa & PAGE_MASK);
+	}
+	if (j && !alone) {
+		add_again(j, gpa & PAGE_MASK);
+		j->left = true;
 	}
 	pthread_mutex_unlock(&lock);
 	/* Plain data from now on. With several vCPUs nobody knows what the others hold. */

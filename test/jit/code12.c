@@ -1,6 +1,6 @@
 /*
- * code12.c: code that changes behind the engine's back, through version 12 of the interface: a client thread, the host's
- * kernel, another vCPU write it; and more code than the code memory holds. Also runs on Linux' KVM.
+ * code12.c: code that changes behind the engine's back, through version 12 of the interface: a client thread, the
+ * host's kernel, another vCPU write it; and more code than the code memory holds. Also runs on Linux' KVM.
  *
  * The function at FUNC is `mov eax, IMM; ret` with an aligned IMM; a loop calls it and stores what it returned at SEEN.
  */
@@ -324,7 +324,8 @@ static void rewrite_by_vcpu(bool serialize, uint32_t rounds)
 	set_func(&g, 1);
 	put_loop(&g, serialize);
 	*word(&g, SEEN) = 1;
-	/* mov eax, 1; top: inc eax; mov [IMM], eax; wait: pause; cmp eax, [SEEN]; jne wait; cmp eax, edi; jb top; out */
+	/* mov eax, 1; top: inc eax; mov [IMM], eax; wait: pause; cmp eax, [SEEN]; jne wait; cmp eax, edi; jb top; out
+	 */
 	CODE(&g, OTHER, 0xb8, 1, 0, 0, 0, 0xff, 0xc0, 0x89, 0x04, 0x25, 0x04, 0x50, 0x00, 0x00, 0xf3, 0x90, 0x3b, 0x04,
 	     0x25, 0x00, 0x60, 0x00, 0x00, 0x75, 0xf5, 0x39, 0xf8, 0x72, 0xe8, 0xe6, 0x10);
 	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
@@ -364,12 +365,12 @@ static void rewrite_by_vcpu(bool serialize, uint32_t rounds)
 
 TEST(second_vcpu_rewrites_serialized)
 {
-	rewrite_by_vcpu(true, 3000);
+	rewrite_by_vcpu(true, 30000);
 }
 
 TEST(second_vcpu_rewrites)
 {
-	rewrite_by_vcpu(false, 3000);
+	rewrite_by_vcpu(false, 30000);
 }
 
 /* ---- more code than fits ---------------------------------------------------------------------------------------- */
@@ -432,8 +433,8 @@ TEST(more_code_than_the_code_memory_holds)
 	}
 	/* mov ebp, 3; again: mov ebx, MANY_AT; mov ecx, MANY; 1: call rbx; add ebx, 64; dec ecx; jnz 1b; dec ebp; jnz
 	 * again; out 0x10, al */
-	CODE(&g, LOOP, 0xbd, 3, 0, 0, 0, 0xbb, 0, 0, 0x10, 0, 0xb9, 0x40, 0x9c, 0, 0, 0xff, 0xd3, 0x83, 0xc3, 0x40, 0xff,
-	     0xc9, 0x75, 0xf7, 0xff, 0xcd, 0x75, 0xe9, 0xe6, 0x10);
+	CODE(&g, LOOP, 0xbd, 3, 0, 0, 0, 0xbb, 0, 0, 0x10, 0, 0xb9, 0x40, 0x9c, 0, 0, 0xff, 0xd3, 0x83, 0xc3, 0x40,
+	     0xff, 0xc9, 0x75, 0xf7, 0xff, 0xcd, 0x75, 0xe9, 0xe6, 0x10);
 	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
 	CHECK_EQ(guest_run(&g), 0);
 	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
