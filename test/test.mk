@@ -137,6 +137,7 @@ PRELOADED_SUITES := 'interface through devkvm run=$(BUILD)/devkvm run -- $(T)/if
 	'API 12, the rest, through devkvm run=$(BUILD)/devkvm run -- $(T)/more12' \
 	'interrupt chips through devkvm run=$(BUILD)/devkvm run -- $(T)/chips12' \
 	'API 12, calls and errors through devkvm run=$(BUILD)/devkvm run -- $(T)/errors12 $(KVM12_ERRORS)' \
+	'changing code through devkvm run=$(BUILD)/devkvm run -- $(T)/code12' \
 	'threads and signals through devkvm run=$(BUILD)/devkvm run -- $(T)/threads'
 NOTE := $(if $(SAN), (ASan+UBSan))
 QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
@@ -157,6 +158,8 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'engine: loop, MMIO, changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(ENGINE_TEST)' \
 	'system snippets, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/system' \
 	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,10000000)' \
+	'changing code, linked$(NOTE)=$(T)/code12-linked' \
+	'changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/code12-linked' \
 	'latency of events$(NOTE)=$(T)/jit-latency' \
 	'latency of events, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/jit-latency' \
 	'checks of the translator find a wrong one$(NOTE)=test/jit/spoil-test $(BUILD)'
