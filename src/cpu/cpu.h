@@ -202,7 +202,7 @@ struct vcpu {
 		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX */
 		u32 arg;   /* why the code was left */
 		u32 from;  /* the last RET that ran */
-		u32 mxcsr_on;
+		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
 	} jt;
 

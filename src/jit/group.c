@@ -3,8 +3,8 @@
  *
  * Accesses through the same base register, whose value only changed by known constants in between, and within a small
  * span, form a group. The first one (the leader) checks the whole span; the others use the same addend in R11. When the
- * check fails, handlers run all instructions from the leader to the last of the group (struct slow), so nobody needs a
- * second copy of the code.
+ * check fails, handlers run all instructions from the leader to the last of the group (struct slow). A group whose
+ * check was seen to fail often because it lies over two pages gets a second copy of its code, with a check for each.
  *
  * Invariant: between leader and last nothing uses R11 otherwise, calls a handler or has a slow path of its own.
  */
@@ -155,6 +155,15 @@ static bool change_of(const struct trans *c, unsigned k, unsigned g, s32 *delta)
 	return true;
 }
 
+bool straddles(const struct trans *c, unsigned k)
+{
+	unsigned off = (unsigned)(c->rip[k] & ~PAGE_MASK);
+
+	if (unlikely(c->j->chaos.on))
+		return chaos_rnd(c->j, 2);
+	return c->page->straddling[off / 1024] >> (off / 16 % 64) & 1;
+}
+
 void group_accesses(struct trans *c)
 {
 	struct group *g = NULL;
@@ -163,7 +172,7 @@ void group_accesses(struct trans *c)
 
 	memset(c->group_of, 0, sizeof(c->group_of));
 	c->n_group = 0;
-	if (!(c->key & KEY_64) || c->no_groups)
+	if (!(c->key & KEY_64))
 		return;
 	for (unsigned k = 0; k < c->n; k++) {
 		struct access a;

@@ -48,7 +48,7 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 	const struct tb *tb = meta_ptr(j, call->tb);
 	struct decoded *d = &j->decoded[(idx ^ idx >> 11) & (DECODED - 1)];
 
-	if (call->insn)
+	if (call->kept)
 		return meta_ptr(j, call->insn);
 	if (d->call != idx + 1) {
 		/* It was decoded before, from these bytes. */
@@ -93,20 +93,19 @@ static int check_border(struct vcpu *v, const struct tb *tb)
 	return STEP_JUMP;
 }
 
+/* So often may a group lie over two pages before it gets code for that. */
 #define SPLITS_MAX 32
 
 /* Runs an instruction's handler on the state in memory: enum jit_called. */
 u32 jit_call(struct vcpu *v, u32 idx)
 {
 	struct jit *j = v->jit;
-	const struct call *call = &j->calls[idx];
+	struct call *call = &j->calls[idx];
 	const struct insn *i = insn_of(j, idx);
 	struct tb *tb = meta_ptr(j, call->tb);
 	u64 misses = v->mmu.tlb_misses;
 	int rc;
 
-	if (v->jt.mxcsr_on)
-		jit_mx_off(v);
 	j->n.helper++;
 	if (unlikely(j->helper_by_mnemonic))
 		j->helper_by_mnemonic[i->mnemonic]++;
@@ -118,9 +117,8 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	if (likely(rc == STEP_OK)) {
 		v->jt.flags = fl_pack(v->rflags);
 		v->r[R_RIP] += i->len;
-		/* The group straddles two pages, and maybe always will. */
-		if (call->group && v->mmu.tlb_misses == misses && ++tb->splits == SPLITS_MAX)
-			page_ungroup(j, tb);
+		if (call->group && v->mmu.tlb_misses == misses && ++call->splits == SPLITS_MAX)
+			page_straddles(j, tb, call->off);
 		if (likely(!(v->mmu.n_writes | v->mmu.n_reads | j->left))) {
 			u32 key;
 
@@ -151,8 +149,9 @@ static const struct {
 } homes[] = {{R_RAX, H_RAX}, {R_RCX, H_RCX}, {R_RDX, H_RDX}, {R_RBX, H_RBX}, {R_RSP, H_R14}, {R_RBP, H_RBP},
              {R_RSI, H_RSI}, {R_RDI, H_RDI}, {R_R9, H_R9},   {R_R12, H_R12}, {R_R13, H_R13}};
 
-static void spill_all(struct emit *e)
+static void spill_all(struct jit *j, struct emit *e)
 {
+	emit_jmp(e, 0xe8, j->vec_stub[VEC_MEMORY]);
 	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
 		emit_store(e, H_R15, homes[n].guest * 8, homes[n].host);
 }
@@ -161,6 +160,76 @@ static void reload_all(struct emit *e)
 {
 	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
 		emit_load(e, homes[n].host, H_R15, homes[n].guest * 8);
+}
+
+static void move_vectors(struct emit *e, bool ymm, bool store)
+{
+	for (unsigned x = 0; x < 16; x++) {
+		struct rm rm = rm_mem(H_R15, VOFF(fpu.ymm) + (s32)x * 32);
+
+		if (ymm)
+			encode_vex(e, false, true, 0, 1, store ? 0x11 : 0x10, x, 0, rm);
+		else
+			encode(e, 0, 1, store ? 0x11 : 0x10, x, rm);
+	}
+}
+
+static void cmp_vec(struct emit *e, u8 with)
+{
+	encode(e, 0, 0, 0x83, 7, rm_mem(H_R15, VOFF(jt.vec)));
+	e1(e, with);
+}
+
+static void set_vec(struct emit *e, u32 to)
+{
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.vec)));
+	e4(e, to);
+	e1(e, 0xc3);
+}
+
+/* Vector registers and MXCSR to where the stub's number says. They touch flags, and no general register. */
+static void emit_vec_stubs(struct jit *j)
+{
+	struct emit *e = &j->e;
+	u8 *at, *done;
+
+	j->vec_stub[VEC_MEMORY] = emit_rx(e);
+	cmp_vec(e, VEC_XMM);
+	at = emit_jcc(e, 3, NULL);
+	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	at = emit_jcc(e, 4, NULL);
+	move_vectors(e, true, true);
+	e1(e, 0xc5); /* vzeroupper */
+	e1(e, 0xf8);
+	e1(e, 0x77);
+	done = emit_jmp(e, 0xe9, NULL);
+	patch_rel(at, e->delta, emit_rx(e));
+	move_vectors(e, false, true);
+	patch_rel(done, e->delta, emit_rx(e));
+	encode(e, 0, 1, 0xae, 3, rm_mem(H_R15, VOFF(fpu.mxcsr)));
+	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(jt.mxcsr_host)));
+	set_vec(e, VEC_MEMORY);
+
+	/* From memory. */
+	j->vec_stub[VEC_XMM] = emit_rx(e);
+	encode(e, 0, 1, 0xae, 3, rm_mem(H_R15, VOFF(jt.mxcsr_host)));
+	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(fpu.mxcsr)));
+	move_vectors(e, false, false);
+	set_vec(e, VEC_XMM);
+
+	/* From memory, or the lower halves from the host's. */
+	j->vec_stub[VEC_YMM] = emit_rx(e);
+	cmp_vec(e, VEC_XMM);
+	at = emit_jcc(e, 4, NULL);
+	encode(e, 0, 1, 0xae, 3, rm_mem(H_R15, VOFF(jt.mxcsr_host)));
+	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(fpu.mxcsr)));
+	done = emit_jmp(e, 0xe9, NULL);
+	patch_rel(at, e->delta, emit_rx(e));
+	move_vectors(e, false, true);
+	patch_rel(done, e->delta, emit_rx(e));
+	move_vectors(e, true, false);
+	set_vec(e, VEC_YMM);
 }
 
 static void emit_return(struct emit *e)
@@ -188,16 +257,17 @@ void jit_emit_stubs(struct jit *j)
 	struct emit *e = &j->e;
 	u8 *at;
 
+	emit_vec_stubs(j);
 	/* leave_lookup: R8 = RIP to go on at. */
 	j->leave_lookup = emit_rx(e);
 	emit_store(e, H_R15, R_RIP * 8, H_R8);
-	spill_all(e);
+	spill_all(j, e);
 	emit_const(e, H_RAX, LEFT_LOOKUP);
 	emit_return(e);
 	/* leave_link: R8 = site. */
 	j->leave_link = emit_rx(e);
 	encode(e, 0, 0, 0x89, H_R8, rm_mem(H_R15, VOFF(jt.arg)));
-	spill_all(e);
+	spill_all(j, e);
 	emit_const(e, H_RAX, LEFT_LINK);
 	emit_return(e);
 	/* jump: R8 = target. */
@@ -220,7 +290,7 @@ void jit_emit_stubs(struct jit *j)
 	emit_jump_by_key(j, e);
 	/* call_stub: R8 = index of the call. */
 	j->call_stub = emit_rx(e);
-	spill_all(e);
+	spill_all(j, e);
 	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
 	emit_mov(e, H_RDI, H_R15);
 	emit_mov(e, H_RBX, H_RSP);
@@ -244,13 +314,6 @@ void jit_emit_stubs(struct jit *j)
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);
-	/* mx_stub: the guest's MXCSR, please. Touches nothing else. */
-	j->mx_stub = emit_rx(e);
-	encode(e, 0, 1, 0xae, 3, rm_mem(H_R15, VOFF(jt.mxcsr_host)));
-	encode(e, 0, 1, 0xae, 2, rm_mem(H_R15, VOFF(fpu.mxcsr)));
-	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.mxcsr_on)));
-	e4(e, 1);
-	e1(e, 0xc3);
 	/* flags_stub: jt.flags become the host's. */
 	j->flags_stub = emit_rx(e);
 	flags_restore(e);
@@ -269,15 +332,6 @@ void jit_emit_stubs(struct jit *j)
 	encode(e, 0, 0, 0xff, 4, rm_reg(H_R8));
 	while ((uintptr_t)e->p & 63)
 		e1(e, 0xcc);
-}
-
-/* ---- MXCSR ------------------------------------------------------------------------------------------------------ */
-
-void jit_mx_off(struct vcpu *v)
-{
-	asm volatile("stmxcsr %0" : "=m"(v->fpu.mxcsr));
-	asm volatile("ldmxcsr %0" : : "m"(v->jt.mxcsr_host));
-	v->jt.mxcsr_on = 0;
 }
 
 /* ---- the dispatcher --------------------------------------------------------------------------------------------- */
@@ -315,8 +369,6 @@ void jit_settle(struct vcpu *v, u32 key, u32 left)
 {
 	struct jit *j = v->jit;
 
-	if (v->jt.mxcsr_on)
-		jit_mx_off(v);
 	j->bad_ret = false;
 	if (left == LEFT_AFTER)
 		return;

@@ -8,7 +8,7 @@
  * Invariants:
  *  1. a block's code is right for (RIP, host address of its bytes, key) and nothing else: key is jit_key();
  *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
- *     form), and guest XMM registers in v->fpu;
+ *     form). Guest vector registers and MXCSR are where jt.vec says; while C runs they are in v->fpu;
  *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
  *     guard hold: the dispatcher translated its address and validated its bytes after the last change of TLB and epoch
  *     (j->flushes, j->epoch). So inside a page, links are free;
@@ -49,6 +49,9 @@
 #define KEY_USER BIT(6) /* fetches are CPL 3's */
 #define KEY_FP BIT(7)   /* all SSE exceptions are masked */
 #define KEY_NONE 0x100u /* not for the translator */
+
+/* jt.vec: vector registers and MXCSR are in v->fpu; in the host's XMM; in the host's YMM. */
+enum { VEC_MEMORY, VEC_XMM, VEC_YMM };
 
 /* Why translated code returned (eax). */
 enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
@@ -93,12 +96,10 @@ struct tb {
 	u32 key;
 	bool dead;
 	bool unchecked; /* lockstep.c: nothing to compare */
-	bool loops;     /* comes back to its start without leaving */
 	u8 beyond;      /* bytes of its only instruction that lie in the next page */
 	u8 n_ranges;
 	u16 n_insns;
 	u32 checks;   /* lockstep.c */
-	u8 splits;    /* group checks that failed without a TLB miss */
 	u32 guard[2]; /* of its page: not local, local; 0: none yet */
 	struct range *range;
 	const u8 *bytes;        /* of the ranges, one after the other */
@@ -125,11 +126,15 @@ struct site {
 
 /* An instruction that translated code gives to its handler. */
 struct call {
-	u32 tb;     /* meta_at() */
-	u32 insn;   /* decoded, meta_at(); 0: decode it (decoded[]) */
-	u16 off;    /* from the block's start */
-	bool sys;   /* may change mode, flags outside the arithmetic ones, translation */
-	bool group; /* of a group's leader */
+	u32 tb; /* meta_at() */
+	union {
+		u32 insn;   /* kept: decoded, meta_at() */
+		u32 splits; /* of a group's leader: its check failed without a TLB miss */
+	};
+	u16 off;        /* from the block's start */
+	bool sys;       /* may change mode, flags outside the arithmetic ones, translation */
+	bool group : 1; /* of a group's leader */
+	bool kept : 1;  /* always goes to its handler; others are decoded when needed (decoded[]) */
 };
 
 /* Instructions decoded again for their handlers, by index of the call. */
@@ -145,8 +150,8 @@ struct jpage {
 	const u8 *hva;
 	gpa_t gpa;
 	u64 epoch;
-	u64 granules;  /* 64-byte pieces that ranges touch */
-	u64 ungrouped; /* in these, accesses of blocks that begin there are checked one by one: they straddle pages */
+	u64 granules;      /* 64-byte pieces that ranges touch */
+	u64 straddling[4]; /* by 16-byte pieces: groups led by instructions there often lie over two pages */
 	struct tb *tbs;
 	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
 	bool watched;
@@ -160,7 +165,7 @@ struct jit {
 	struct front *front;
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *mx_stub, *flags_stub;
+	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	u32 link;                          /* site to link to the next block, + 1 */
 	bool local;                        /* kind of the guard that the last tb_find() validated */
@@ -212,7 +217,6 @@ struct nat;
 /* helper.c */
 u32 jit_key(const struct vcpu *v);
 u32 jit_call(struct vcpu *v, u32 idx);
-void jit_mx_off(struct vcpu *v);
 void jit_emit_stubs(struct jit *j);
 
 /* tb.c */
@@ -235,8 +239,8 @@ static inline void *meta_ptr(const struct jit *j, u32 at)
 /* smc.c */
 struct jpage *page_get(struct jit *j, const u8 *hva_page);
 struct jpage *page_find(const struct jit *j, const u8 *hva_page);
-u64 granules_of(unsigned off, unsigned len);
-void page_ungroup(struct jit *j, struct tb *tb); /* kills it; its successor does without groups */
+/* Kills the block; its successors know that the group led by the instruction at its byte `off` straddles pages. */
+void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
 void smc_foreign(struct jit *j);

@@ -284,17 +284,11 @@ static void clear_events(struct vcpu *v)
 
 /* The interpreter's run of up to `most` instructions from l->start; `loop`: again and again while it comes back to its
  * start. */
-static void walk(struct vcpu *v, struct lockstep *l, unsigned most, bool loop)
+static void walk(struct vcpu *v, struct lockstep *l, unsigned most)
 {
-	u64 top = l->start.r[R_RIP];
-	unsigned done;
 
 	l->first = true;
-	l->steps = 0;
-	do {
-		l->rc = interp_walk(v, most, has_effects, &done);
-		l->steps += done;
-	} while (loop && l->rc <= STEP_JUMP && v->r[R_RIP] == top && !v->mmu.n_writes && l->steps < STEPS_MAX);
+	l->rc = interp_walk(v, most, has_effects, &l->steps);
 	if (l->rc == STEP_EXIT)
 		l->exit = v->exit;
 	clear_events(v);
@@ -318,13 +312,13 @@ static void run_interp(struct vcpu *v, struct lockstep *l, const struct tb *tb)
 	if (forget)
 		tlb_forget_data(&v->mmu);
 	v->rflags = (v->rflags & ~(u64)FLAGS_ARITH) | (l->exact_flags & FLAGS_ARITH);
-	walk(v, l, tb->n_insns, tb->loops);
+	walk(v, l, tb->n_insns);
 	if (l->tables && !forget) {
 		/* A or D bits were set, and will be again by the other run only if it finds the TLB as this one did. */
 		forget = true;
 		start_over(v, l);
 		tlb_forget_data(&v->mmu);
-		walk(v, l, tb->n_insns, tb->loops);
+		walk(v, l, tb->n_insns);
 	}
 	save(v, &l->interp);
 	for (unsigned n = 0; n < l->n_pages; n++)
@@ -344,7 +338,6 @@ static void run_interp(struct vcpu *v, struct lockstep *l, const struct tb *tb)
 static u32 run_jit(struct vcpu *v, struct lockstep *l, u32 key, struct tb *tb)
 {
 	struct jit *j = v->jit;
-	bool loop = tb->loops && l->steps >= STEPS_MAX;
 	u32 left;
 
 	l->first = false;
@@ -352,11 +345,7 @@ static u32 run_jit(struct vcpu *v, struct lockstep *l, u32 key, struct tb *tb)
 	/* A key that no entry of the jump cache has: the code comes back from indirect jumps. */
 	v->jt.key |= (u64)(KEY_CPL0 | KEY_USER) << 48;
 	v->jt.flags = fl_pack(v->rflags);
-	if (loop)
-		atomic_fetch_or(&v->events, (u32)EV_CHECK);
 	left = ((enter_fn)(uintptr_t)j->enter)(v, tb->code_nopoll);
-	if (loop)
-		atomic_fetch_and(&v->events, ~(u32)EV_CHECK);
 	jit_settle(v, key, left);
 	save(v, &l->jit);
 	return left;

@@ -160,7 +160,7 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	return p;
 }
 
-u64 granules_of(unsigned off, unsigned len)
+static u64 granules_of(unsigned off, unsigned len)
 {
 	unsigned first = off >> 6, last = (off + len - 1) >> 6;
 
@@ -279,14 +279,15 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	p->tbs = tb;
 }
 
-void page_ungroup(struct jit *j, struct tb *tb)
+void page_straddles(struct jit *j, struct tb *tb, unsigned off)
 {
 	struct jpage *p = page_find(j, tb->hva - (tb->rip & ~PAGE_MASK));
 	struct tb **t;
 
 	if (!p || tb->dead)
 		return;
-	p->ungrouped |= granules_of((unsigned)(tb->rip & ~PAGE_MASK), 1);
+	off += (unsigned)(tb->rip & ~PAGE_MASK);
+	p->straddling[off / 1024] |= BIT(off / 16 % 64);
 	for (t = &p->tbs; *t && *t != tb; t = &(*t)->page_next)
 		;
 	if (!*t)

@@ -92,11 +92,13 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->sys = c->sys[k];
 	call->group = is_grouped(c, k) && !is_follower(c, k);
 	call->insn = 0;
+	call->kept = false;
 	if (c->nat[k].cls == K_HANDLER) {
 		struct insn *i = meta_alloc(j, sizeof(*i));
 
 		*i = c->insn[k];
 		call->insn = meta_at(j, i);
+		call->kept = true;
 	}
 	c->call[k] = ++j->n_calls;
 	return c->call[k] - 1;
@@ -140,10 +142,9 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 	s->at = at;
 	s->k = (u8)k;
 	s->last = (u8)k;
-	s->dirty = c->xdirty;
+	s->vec = c->vec;
+	s->resume = NULL;
 }
-
-static void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
 
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
@@ -158,7 +159,7 @@ void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 }
 
 /* The same, where the address of the last byte is in R10 already. */
-static void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
+void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
 	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
@@ -186,7 +187,7 @@ static bool emit_group(struct trans *c, unsigned k)
 {
 	const struct group *g = c->group_of[k] ? &c->group[c->group_of[k] - 1] : NULL;
 
-	if (!g || g->leader == g->last)
+	if (c->split || !g || g->leader == g->last)
 		return false;
 	if (g->leader == k) {
 		encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg_in(c, g->base, H_R8, true), g->lo));
@@ -335,18 +336,13 @@ static void emit_lea(struct trans *c, unsigned k)
 
 /* ---- stack ------------------------------------------------------------------------------------------------------ */
 
-static unsigned wflag(const struct trans *c)
-{
-	return c->key & KEY_64 ? ENC_W : 0;
-}
-
 static unsigned word(const struct trans *c)
 {
 	return c->key & KEY_64 ? 8 : 4;
 }
 
 /* R8 = the new stack pointer, checked for a store. */
-static void emit_push_check(struct trans *c, unsigned k)
+void emit_push_check(struct trans *c, unsigned k)
 {
 	encode(&c->e, wflag(c), 0, 0x8d, H_R8, rm_mem(H_R14, -(s32)word(c)));
 	emit_check(c, k, word(c), TLB_WRITE);
@@ -433,9 +429,6 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->at = at;
 	x->rip = rip;
 	x->save = c->host && live;
-	x->dirty = c->xdirty;
-	x->valid = c->xvalid;
-	x->mx = c->mx;
 	x->poll = c->after_sti;
 	x->lookup = false;
 }
@@ -654,111 +647,6 @@ static void emit_jcc_insn(struct trans *c, unsigned k)
 	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
 }
 
-/* ---- rarer ones ------------------------------------------------------------------------------------------------- */
-
-/* What the CPU pushes: the arithmetic flags are the host's, the others in v->rflags; RF and VM read as 0. */
-static void emit_pushf(struct trans *c, unsigned k)
-{
-	struct emit *e = &c->e;
-
-	flags_want(c, k);
-	e1(e, 0x9c); /* pushfq; pop r10 */
-	e1(e, 0x41);
-	e1(e, 0x5a);
-	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
-	flags_give(c, k);
-	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
-	encode(e, 0, 0, 0x8b, H_R8, rm_mem(H_R15, VOFF(rflags)));
-	encode(e, 0, 0, 0x81, 4, rm_reg(H_R10)); /* and r10d, arithmetic flags */
-	e4(e, (u32)FLAGS_ARITH);
-	encode(e, 0, 0, 0x81, 4, rm_reg(H_R8)); /* and r8d, the others */
-	e4(e, ~(u32)(FLAGS_ARITH | FLAGS_VM | FLAGS_RF));
-	encode(e, 0, 0, 0x09, H_R8, rm_reg(H_R10)); /* or r10d, r8d */
-	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
-	emit_push_check(c, k);
-	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
-	encode(e, ENC_W, 0, 0x89, H_R10, rm_guest());
-	emit_mov(e, H_R14, H_R8);
-}
-
-static void emit_swapgs(struct trans *c)
-{
-	s32 base = VOFF(seg[0].base) + SEG_GS * (s32)sizeof(struct seg);
-	struct emit *e = &c->e;
-
-	emit_load(e, H_R8, H_R15, base);
-	emit_load(e, H_R10, H_R15, VOFF(kernel_gs_base));
-	emit_store(e, H_R15, VOFF(kernel_gs_base), H_R8);
-	emit_store(e, H_R15, base, H_R10);
-}
-
-/* BT, BTS, BTR, BTC with a bit string in memory: the operand is the word that holds the bit. */
-static void emit_bitmem(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	const struct nat *n = &c->nat[k];
-	unsigned w = n->size == 8 ? ENC_W : 0, reg;
-	struct emit *e = &c->e;
-
-	flags_give(c, k);
-	emit_ea(c, k);
-	reg = reg_in(c, i->op[1].reg, H_R10, true);
-	if (n->size == 8)
-		emit_mov(e, H_R11, reg);
-	else
-		encode(e, ENC_W, 0, 0x63, H_R11, rm_reg(reg)); /* movsxd */
-	encode(e, w, 0, 0x89, reg, rm_reg(H_R10));
-	encode(e, 0, 0, 0x83, 4, rm_reg(H_R10)); /* and r10d, 31 or 63 */
-	e1(e, (u8)(n->size * 8 - 1));
-	emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
-	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R11)); /* sar r11, 5 or 6 */
-	e1(e, n->size == 8 ? 6 : 5);
-	encode(e, wflag(c), 0, 0x8d, H_R8, rm_sib(H_R8, H_R11, n->size == 8 ? 3 : 2, 0));
-	emit_check(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
-	flags_want(c, k);
-	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
-	encode(e, w | (i->flags & INSN_LOCK ? ENC_LOCK : 0), 1, i->opcode, H_R10, rm_guest());
-}
-
-/* REP STOS, REP MOVS: by the host's, when all of it lies in one page (each). Forwards only. */
-static void emit_string(struct trans *c, unsigned k)
-{
-	unsigned size = c->nat[k].size, scale = size == 8 ? 3 : size == 4 ? 2 : size == 2 ? 1 : 0;
-	bool movs = c->nat[k].rm_r;
-	struct emit *e = &c->e;
-
-	flags_give(c, k);
-	encode(e, 0, 0, 0xf7, 0, rm_mem(H_R15, VOFF(rflags))); /* test dword, DF */
-	e4(e, (u32)FLAGS_DF);
-	slow_at(c, k, emit_jcc(e, 5, NULL));
-	encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_RCX)); /* cmp rcx, elements of a page */
-	e4(e, (u32)PAGE_SIZE / size);
-	slow_at(c, k, emit_jcc(e, 7, NULL));
-	if (movs) {
-		emit_mov(e, H_R8, H_RSI);
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
-		emit_check_to(c, k, TLB_READ);
-		emit_store(e, H_R15, VOFF(jt.tmp), H_R11);
-	}
-	emit_mov(e, H_R8, H_RDI);
-	encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
-	emit_check_to(c, k, TLB_WRITE);
-	if (movs) {
-		emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
-		encode(e, ENC_W, 0, 0x01, H_R10, rm_reg(H_RSI));
-	}
-	encode(e, ENC_W, 0, 0x01, H_R11, rm_reg(H_RDI)); /* add rdi, r11 */
-	e1(e, 0xf3);
-	if (size == 2)
-		e1(e, 0x66);
-	if (size == 8)
-		e1(e, 0x48);
-	e1(e, c->insn[k].opcode);
-	encode(e, ENC_W, 0, 0x29, H_R11, rm_reg(H_RDI));
-	if (movs)
-		encode(e, ENC_W, 0, 0x29, H_R10, rm_reg(H_RSI));
-}
-
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
 
 static void emit_handler(struct trans *c, unsigned k)
@@ -767,8 +655,7 @@ static void emit_handler(struct trans *c, unsigned k)
 
 	if (c->host)
 		flags_save(e);
-	c->host = false;
-	vec_flush(c);
+	c->host = c->vec = false;
 	emit_const(e, H_R8, call_of(c, k));
 	emit_jmp(e, 0xe8, c->j->call_stub);
 	c->j->n.handler_insns++;
@@ -805,8 +692,6 @@ static void emit_insn(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 	unsigned hr;
 
-	if (n->ends && n->cls != K_JMP)
-		vec_flush(c);
 	switch (n->cls) {
 	case K_MODRM:
 		emit_modrm_insn(c, k);
@@ -1127,44 +1012,78 @@ static void liveness(struct trans *c)
 
 /* ---- the block -------------------------------------------------------------------------------------------------- */
 
-static void emit_slow(struct trans *c, const struct slow *s)
+/* The accesses of a group again, each with its own check; a CALL or RET is left to its handler. */
+static unsigned emit_split(struct trans *c, const struct slow *s)
 {
-	struct emit *e = &c->e;
+	unsigned k = s->k, first;
 
-	patch_rel(s->at, e->delta, emit_rx(e));
-	vec_spill(c, s->dirty);
-	for (unsigned k = s->k; k <= s->last; k++) {
+	c->split = true;
+	c->host = false;
+	c->vec = s->vec;
+	for (; k <= s->last && !c->nat[k].ends; k++) {
+		first = c->n_slow;
+		emit_insn(c, k);
+		for (unsigned n = first; n < c->n_slow; n++) {
+			c->slow[n].resume = emit_rx(&c->e);
+			c->slow[n].host_after = c->host && c->live_out[k];
+			c->slow[n].vec_after = c->vec;
+		}
+	}
+	c->split = false;
+	return k;
+}
+
+static void emit_slow(struct trans *c, struct slow s)
+{
+	bool host = s.resume ? s.host_after : c->host_after[s.last];
+	bool vec = s.resume ? s.vec_after : c->vec_after[s.last], is_host = false;
+	struct emit *e = &c->e;
+	unsigned k = s.k;
+
+	patch_rel(s.at, e->delta, emit_rx(e));
+	if (s.last > k && straddles(c, k)) {
+		k = emit_split(c, &s);
+		is_host = c->host && c->live_out[k - 1];
+		vec &= !c->vec;
+		if (is_host && (k <= s.last || !host)) {
+			flags_save(e);
+			is_host = false;
+		}
+	}
+	for (; k <= s.last; k++) {
 		emit_const(e, H_R8, call_of(c, k));
 		emit_jmp(e, 0xe8, c->j->call_stub);
 	}
-	if (c->nat[s->last].ends) /* a branch never comes back here */
+	if (c->nat[s.last].ends) /* a branch never comes back here */
 		return;
-	vec_reload(c, c->xafter[s->last]);
-	if (c->mx_after[s->last])
-		vec_mx_on(c);
-	if (c->host_after[s->last])
+	if (vec)
+		emit_jmp(e, 0xe8, c->j->vec_stub[c->wants_vec]);
+	if (host && !is_host)
 		emit_jmp(e, 0xe8, c->j->flags_stub);
-	emit_jmp(e, 0xe9, c->resume[s->last]);
+	emit_jmp(e, 0xe9, s.resume ? s.resume : c->resume[s.last]);
 }
 
 static void emit_out_of_line(struct trans *c)
 {
-	struct emit *e = &c->e, hot;
+	struct emit *e = &c->e, hot = *e;
 
+	*e = c->j->cold;
+	for (unsigned n = 0; n < c->n_slow; n++)
+		emit_slow(c, c->slow[n]);
+	if (c->deep_at) {
+		patch_rel(c->deep_at, e->delta, emit_rx(e));
+		emit_ret_base(c->j, e);
+		emit_jmp(e, 0xe9, c->deep_back);
+	}
+	c->j->cold = *e;
+	*e = hot;
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
-		if (c->loop_top && x->rip == c->tb->rip && !x->lookup) {
-			vec_loop_back(c, x);
-			continue;
-		}
-		if (x->lookup || x->save || x->dirty || (c->wide && x->valid)) {
+		if (x->lookup || x->save) {
 			patch_rel(x->at, e->delta, emit_rx(e));
 			if (x->save)
 				flags_save(e);
-			vec_spill(c, x->dirty);
-			if (x->valid)
-				vec_end(c);
 			x->at = NULL;
 		}
 		if (x->lookup) {
@@ -1174,17 +1093,6 @@ static void emit_out_of_line(struct trans *c)
 		}
 		emit_exit(c, x->at, x->rip, x->poll);
 	}
-	hot = *e;
-	*e = c->j->cold;
-	for (unsigned n = 0; n < c->n_slow; n++)
-		emit_slow(c, &c->slow[n]);
-	if (c->deep_at) {
-		patch_rel(c->deep_at, e->delta, emit_rx(e));
-		emit_ret_base(c->j, e);
-		emit_jmp(e, 0xe9, c->deep_back);
-	}
-	c->j->cold = *e;
-	*e = hot;
 }
 
 /* The bottom frame of the host stack: RETs that find no other come to ret_miss. */
@@ -1229,6 +1137,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	c->j = j;
 	c->tb = tb;
 	c->key = key;
+	c->page = page;
 	c->hva_page = hva - (rip & ~PAGE_MASK);
 	c->e = j->e;
 	tb->rip = rip;
@@ -1268,7 +1177,6 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		e4(e, c->n);
 	}
 	vec_begin(c);
-	c->no_groups = page->ungrouped & granules_of((unsigned)(rip & ~PAGE_MASK), 1);
 	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {
 		c->after_sti = k && c->nat[k - 1].cls == K_STI;
@@ -1277,13 +1185,11 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 			emit_poll(c, k);
 		c->resume[k] = emit_rx(e);
 		c->host_after[k] = c->host && c->live_out[k];
-		c->xafter[k] = c->xvalid;
-		c->mx_after[k] = c->mx;
+		c->vec_after[k] = c->vec;
 	}
 	if (!c->nat[c->n - 1].ends) {
 		if (c->host && c->live_out[c->n - 1])
 			flags_save(e);
-		vec_flush(c);
 		emit_exit(c, NULL, c->end_rip, false);
 	}
 	emit_out_of_line(c);
@@ -1293,7 +1199,6 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	tb->code_len = (u32)(e->p - begin);
 	j->n.code_bytes += (u64)(j->cold.p - cold);
 	tb->n_insns = (u16)c->n;
-	tb->loops = c->loop_top;
 	j->n.code_bytes += tb->code_len;
 	j->n.blocks++;
 	j->n.insns += c->n;

@@ -14,14 +14,14 @@
 struct slow {
 	u8 *at; /* displacement that leads here */
 	u8 k, last;
-	u32 dirty; /* vector registers to store before */
+	bool vec;         /* c->vec there */
+	const u8 *resume; /* of an access in split code: where to go on; NULL: c->resume[last] */
+	bool host_after, vec_after;
 };
 
 struct exit {
 	u8 *at;
 	u64 rip;
-	u32 dirty, valid;
-	bool mx;
 	bool save;   /* flags to jt.flags first */
 	bool poll;   /* look at events whatever the direction */
 	bool lookup; /* to the dispatcher, unlinked */
@@ -46,40 +46,41 @@ struct trans {
 	bool host; /* the guest's flags are in the host's */
 	u8 *deep_at;
 	const u8 *deep_back;
-	u32 xvalid, xdirty; /* guest vector registers that are in the host's; of these, newer than v->fpu */
-	bool mx;            /* MXCSR is the guest's */
-	bool after_sti;     /* the previous instruction was an STI: its shadow ends behind this one */
-	const u8 *loop_top; /* a block that loops on itself keeps its vector registers: it comes back to here */
-	u32 loop_regs;      /* with these valid and newer than v->fpu */
-	bool loop_mx;
-	bool no_groups;     /* accesses are checked one by one */
-	bool wide;          /* vector registers are moved as YMM */
+	bool vec;       /* vector registers and MXCSR are in the host's, as this block wants them */
+	bool split;     /* emitting the code of a group that straddles pages: each access has its own check */
+	bool after_sti; /* the previous instruction was an STI: its shadow ends behind this one */
+	const struct jpage *page;
+	u8 wants_vec;       /* VEC_x */
 	u32 call[TB_INSNS]; /* index + 1 */
 	/* from here on not cleared */
 	struct insn insn[TB_INSNS];
 	struct nat nat[TB_INSNS];
 	u64 rip[TB_INSNS];
 	u8 live_in[TB_INSNS], live_out[TB_INSNS], look_taken[TB_INSNS];
-	bool sys[TB_INSNS], host_after[TB_INSNS], mx_after[TB_INSNS];
-	u32 xafter[TB_INSNS];
+	bool sys[TB_INSNS], host_after[TB_INSNS], vec_after[TB_INSNS];
 	const u8 *resume[TB_INSNS];
 	struct group group[TB_INSNS];
 	u8 group_of[TB_INSNS]; /* index + 1 */
 	unsigned n_group;
-	struct slow slow[TB_INSNS * 4];
-	struct exit exit[TB_INSNS * 2 + 1];
+	struct slow slow[TB_INSNS * 8];
+	struct exit exit[TB_INSNS * 3 + 1];
 	struct range range[TB_RANGES];
 	u8 bytes[TB_INSNS * 15 + 16];
 };
 
 static inline bool is_grouped(const struct trans *c, unsigned k)
 {
-	return c->group_of[k] && c->group[c->group_of[k] - 1].leader != c->group[c->group_of[k] - 1].last;
+	return !c->split && c->group_of[k] && c->group[c->group_of[k] - 1].leader != c->group[c->group_of[k] - 1].last;
 }
 
 static inline bool is_follower(const struct trans *c, unsigned k)
 {
-	return c->group_of[k] && c->group[c->group_of[k] - 1].leader != k;
+	return !c->split && c->group_of[k] && c->group[c->group_of[k] - 1].leader != k;
+}
+
+static inline unsigned wflag(const struct trans *c)
+{
+	return c->key & KEY_64 ? ENC_W : 0;
 }
 
 void flags_save(struct emit *e);
@@ -93,24 +94,28 @@ void emit_ea(struct trans *c, unsigned k);
 void slow_at(struct trans *c, unsigned k, u8 *at);
 struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
+void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
+void emit_push_check(struct trans *c, unsigned k);
 void emit_jump_stub(struct jit *j, struct emit *e, bool user);
 
 /* div.c */
 void div_emit(struct trans *c, unsigned k);
 
+/* rare.c */
+void emit_pushf(struct trans *c, unsigned k);
+void emit_swapgs(struct trans *c);
+void emit_bitmem(struct trans *c, unsigned k);
+void emit_string(struct trans *c, unsigned k);
+
 /* group.c */
 void group_accesses(struct trans *c);
+bool straddles(const struct trans *c, unsigned k); /* a group led by k often lies over two pages */
 
 /* vec.c */
 bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align); /* false: cannot be grouped */
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
-void vec_loop_back(struct trans *c, const struct exit *x);
 void vec_emit(struct trans *c, unsigned k);
-void vec_flush(struct trans *c);           /* everything to v->fpu, nothing cached */
-void vec_spill(struct trans *c, u32 regs); /* stores them */
-void vec_reload(struct trans *c, u32 regs);
-void vec_end(struct trans *c);   /* registers are stored: what else must happen before other code runs */
-void vec_mx_on(struct trans *c); /* loads the guest's MXCSR */
+void vec_check(struct trans *c); /* fetches vector registers and MXCSR, unless they are there; destroys flags */
 
 #endif

@@ -1,13 +1,11 @@
 /*
  * vec.c: SSE and AVX instructions inside translated code.
  *
- * The guest's instruction runs as it is; its vector registers are loaded from v->fpu into the host registers of the
- * same number at their first use in a block and stored back where the block is left or a handler runs (c->xvalid,
- * c->xdirty). In a block with VEX instructions whole YMM registers are moved (c->wide), else the XMM halves, which
- * leaves the upper halves in memory as they are.
+ * The guest's instruction runs as it is, its vector registers are the host's of the same number. They and MXCSR are
+ * fetched from v->fpu by the first block that needs them, and stay until C code runs (jt.vec, the stubs of helper.c):
+ * as XMM, the upper halves staying in memory, or, when a block has VEX instructions, as YMM.
  *
- * Floating point runs under the guest's MXCSR: jt.mxcsr_on says that it is loaded; c->mx, that this is certain here.
- * Blocks are only translated this way while every exception is masked (KEY_FP); else the handlers do it.
+ * Blocks are only translated this way while every SSE exception is masked (KEY_FP); else the handlers do it.
  */
 #include <Zydis/MetaInfo.h>
 
@@ -53,30 +51,24 @@ static void read_venc(const struct trans *c, const struct insn *i, struct venc *
 
 /* What a form does; all zero: not for us. */
 #define V_OK BIT(0)
-#define V_FP BIT(1)       /* MXCSR */
-#define V_STORE BIT(2)    /* destination is ModRM.rm */
-#define V_WO BIT(3)       /* legacy form that does not read its destination */
-#define V_GREG BIT(4)     /* ModRM.reg is a general register */
-#define V_GRM BIT(5)      /* ModRM.rm is one when it is not memory */
-#define V_DIGIT BIT(6)    /* ModRM.reg extends the opcode; rm (VEX: vvvv) is the destination */
-#define V_FLAGS BIT(7)    /* result in RFLAGS */
-#define V_XMM0 BIT(8)     /* reads XMM0 */
-#define V_RMW BIT(9)      /* VEX form that reads its destination */
-#define V_CMP BIT(10)     /* no destination but the flags */
-#define V_TO_XMM0 BIT(11) /* result in XMM0 */
-#define V_FLAGS_CMP (V_FLAGS | V_CMP)
+#define V_FP BIT(1)    /* MXCSR */
+#define V_STORE BIT(2) /* destination is ModRM.rm */
+#define V_GREG BIT(4)  /* ModRM.reg is a general register */
+#define V_GRM BIT(5)   /* ModRM.rm is one when it is not memory */
+#define V_DIGIT BIT(6) /* ModRM.reg extends the opcode; rm (VEX: vvvv) is the destination */
+#define V_FLAGS BIT(7) /* result in RFLAGS */
 
 static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
 {
 	switch (o) {
 	case 0x10:
-		return V_OK | (mem || pp < 2 ? V_WO : 0);
+		return V_OK;
 	case 0x11:
 		/* Between registers F3 and F2 merge: leave that to the handler. */
 		return mem || pp < 2 ? V_OK | V_STORE : 0;
 	case 0x12:
 	case 0x16:
-		return V_OK | (pp >= 2 ? V_WO : 0);
+		return V_OK;
 	case 0x13:
 	case 0x17:
 	case 0x29:
@@ -88,7 +80,7 @@ static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
 	case 0xc6:
 		return V_OK;
 	case 0x28:
-		return V_OK | V_WO;
+		return V_OK;
 	case 0x2a:
 		return pp >= 2 ? V_OK | V_FP | V_GRM : 0;
 	case 0x2c:
@@ -96,14 +88,14 @@ static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
 		return pp >= 2 ? V_OK | V_FP | V_GREG : 0;
 	case 0x2e:
 	case 0x2f:
-		return V_OK | V_FP | V_FLAGS_CMP;
+		return V_OK | V_FP | V_FLAGS;
 	case 0x50:
 		return V_OK | V_GREG;
 	case 0x51:
-		return V_OK | V_FP | (pp < 2 ? V_WO : 0);
+		return V_OK | V_FP;
 	case 0x5a:
 	case 0x5b:
-		return pp < 2 || o == 0x5b ? V_OK | V_FP | V_WO : V_OK | V_FP;
+		return V_OK | V_FP;
 	case 0x54:
 	case 0x55:
 	case 0x56:
@@ -123,17 +115,17 @@ static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
 	case 0xd0:
 		return V_OK | V_FP;
 	case 0xe6:
-		return V_OK | V_FP | V_WO;
+		return V_OK | V_FP;
 	case 0x6e:
-		return pp == 1 ? V_OK | V_GRM | V_WO : 0;
+		return pp == 1 ? V_OK | V_GRM : 0;
 	case 0x7e:
-		return pp == 1 ? V_OK | V_GRM | V_STORE : pp == 2 ? V_OK | V_WO : 0;
+		return pp == 1 ? V_OK | V_GRM | V_STORE : pp == 2 ? V_OK : 0;
 	case 0x6f:
-		return pp == 1 || pp == 2 ? V_OK | V_WO : 0;
+		return pp == 1 || pp == 2 ? V_OK : 0;
 	case 0x7f:
 		return pp == 1 || pp == 2 ? V_OK | V_STORE : 0;
 	case 0x70:
-		return pp ? V_OK | V_WO : 0;
+		return pp ? V_OK : 0;
 	case 0x71:
 	case 0x72:
 	case 0x73:
@@ -146,7 +138,7 @@ static u32 form_map1(u8 o, u8 pp, bool vex, bool mem)
 	case 0xd6:
 		return pp == 1 ? V_OK | V_STORE : 0;
 	case 0xf0:
-		return pp == 3 ? V_OK | V_WO : 0;
+		return pp == 3 ? V_OK : 0;
 	case 0xf7:
 		return 0;
 	}
@@ -161,15 +153,15 @@ static u32 form_map2(u8 o, u8 pp, bool vex)
 		return 0;
 	if (o <= 0x0b || (o >= 0x1c && o <= 0x1e) || o == 0x28 || o == 0x29 || o == 0x2b || (o >= 0x37 && o <= 0x40) ||
 	    (o >= 0xdb && o <= 0xdf))
-		return o >= 0x1c && o <= 0x1e ? V_OK | V_WO : V_OK;
+		return V_OK;
 	if ((o >= 0x20 && o <= 0x25) || (o >= 0x30 && o <= 0x35) || o == 0x2a || o == 0x41)
-		return V_OK | V_WO;
+		return V_OK;
 	if (o == 0x17)
-		return V_OK | V_FLAGS_CMP;
+		return V_OK | V_FLAGS;
 	if (!vex)
-		return o == 0x10 || o == 0x14 || o == 0x15 ? V_OK | V_XMM0 : 0;
+		return o == 0x10 || o == 0x14 || o == 0x15 ? V_OK : 0;
 	if ((o >= 0x96 && o <= 0x9f) || (o >= 0xa6 && o <= 0xaf) || (o >= 0xb6 && o <= 0xbf))
-		return V_OK | V_FP | V_RMW;
+		return V_OK | V_FP;
 	if ((o >= 0x0c && o <= 0x0d) || o == 0x16 || o == 0x18 || o == 0x19 || o == 0x1a || o == 0x36 ||
 	    (o >= 0x45 && o <= 0x47) || (o >= 0x58 && o <= 0x5a) || o == 0x78 || o == 0x79)
 		return V_OK;
@@ -193,9 +185,9 @@ static u32 form_map3(u8 o, u8 pp, bool vex)
 	if (o == 0x21)
 		return V_OK;
 	if (o == 0xdf)
-		return V_OK | V_WO;
+		return V_OK;
 	if (o >= 0x60 && o <= 0x63) /* PCMPxSTRx: lengths in RAX, RDX; index in RCX, mask in XMM0 */
-		return V_OK | V_FLAGS_CMP | (o & 1 ? 0 : V_TO_XMM0);
+		return V_OK | V_FLAGS;
 	if (!vex)
 		return 0;
 	if (o <= 0x02 || (o >= 0x04 && o <= 0x06) || o == 0x18 || o == 0x38 || o == 0x46)
@@ -333,146 +325,32 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *
 	return *align || alignment(i, *size) == 1;
 }
 
-/* ---- the cache of registers ------------------------------------------------------------------------------------- */
+/* ---- where the registers are ------------------------------------------------------------------------------------- */
 
-static void move_reg(struct trans *c, unsigned x, bool store)
-{
-	struct rm rm = rm_mem(H_R15, VOFF(fpu.ymm) + (s32)x * 32);
-
-	if (c->wide)
-		encode_vex(&c->e, false, true, 0, 1, store ? 0x11 : 0x10, x, 0, rm);
-	else
-		encode(&c->e, 0, 1, store ? 0x11 : 0x10, x, rm);
-}
-
-void vec_spill(struct trans *c, u32 regs)
-{
-	for (unsigned x = 0; x < 16; x++)
-		if (regs & 1u << x)
-			move_reg(c, x, true);
-}
-
-void vec_reload(struct trans *c, u32 regs)
-{
-	for (unsigned x = 0; x < 16; x++)
-		if (regs & 1u << x)
-			move_reg(c, x, false);
-}
-
-void vec_end(struct trans *c)
-{
-	if (c->wide) { /* vzeroupper */
-		e1(&c->e, 0xc5);
-		e1(&c->e, 0xf8);
-		e1(&c->e, 0x77);
-	}
-}
-
-void vec_flush(struct trans *c)
-{
-	vec_spill(c, c->xdirty);
-	if (c->xvalid)
-		vec_end(c);
-	c->xvalid = c->xdirty = 0;
-	c->mx = false;
-}
-
-static void mx_check(struct trans *c)
+void vec_check(struct trans *c)
 {
 	struct emit *e = &c->e;
 	u8 *skip;
 
-	e1(e, 0x41); /* cmp dword [r15 + jt.mxcsr_on], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(jt.mxcsr_on));
-	e1(e, 0);
-	skip = emit_jcc(e, 5, NULL);
-	vec_mx_on(c);
+	encode(e, 0, 0, 0x83, 7, rm_mem(H_R15, VOFF(jt.vec))); /* cmp dword, wants_vec */
+	e1(e, c->wants_vec);
+	skip = emit_jcc(e, 3, NULL);
+	emit_jmp(e, 0xe8, c->j->vec_stub[c->wants_vec]);
 	patch_rel(skip, e->delta, emit_rx(e));
-}
-
-/* Does some direct branch of the block lead to its own start? */
-static bool loops(const struct trans *c)
-{
-	for (unsigned k = 0; k < c->n; k++) {
-		u64 to = c->rip[k] + c->insn[k].len + c->insn[k].imm;
-
-		if ((c->nat[k].cls == K_JCC || c->nat[k].cls == K_JMP) &&
-		    (c->key & KEY_64 ? to : (u32)to) == c->tb->rip)
-			return true;
-	}
-	return false;
+	c->vec = true;
 }
 
 void vec_begin(struct trans *c)
 {
-	u32 regs = 0;
-	bool fp = false;
-
 	for (unsigned k = 0; k < c->n; k++) {
-		if (c->nat[k].cls != K_SSE && c->nat[k].cls != K_VEX)
-			continue;
-		c->wide |= c->nat[k].cls == K_VEX;
-		fp |= c->nat[k].fp;
-		for (unsigned o = 0; o < c->insn[k].nops; o++)
-			if (c->insn[k].op[o].kind == OPK_XMM || c->insn[k].op[o].kind == OPK_YMM)
-				regs |= 1u << c->insn[k].op[o].reg;
+		if (c->nat[k].cls == K_VEX)
+			c->wants_vec = VEC_YMM;
+		else if (c->nat[k].cls == K_SSE && !c->wants_vec)
+			c->wants_vec = VEC_XMM;
 	}
-	if (!regs || !loops(c))
-		return;
 	/* Flags are in jt.flags here. */
-	if (fp)
-		mx_check(c);
-	vec_reload(c, regs);
-	c->xvalid = c->xdirty = c->loop_regs = regs;
-	c->mx = c->loop_mx = fp;
-	c->loop_top = emit_rx(&c->e);
-}
-
-/* The jump back to loop_top, out of line, with a look at events. */
-void vec_loop_back(struct trans *c, const struct exit *x)
-{
-	struct emit *e = &c->e;
-	u8 *event;
-
-	patch_rel(x->at, e->delta, emit_rx(e));
-	if (x->save)
-		flags_save(e);
-	vec_spill(c, x->dirty & ~c->loop_regs);
-	vec_reload(c, c->loop_regs & ~x->valid);
-	if (c->loop_mx && !x->mx)
-		mx_check(c);
-	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(events));
-	e1(e, 0);
-	event = emit_jcc(e, 5, NULL);
-	emit_jmp(e, 0xe9, c->loop_top);
-	patch_rel(event, e->delta, emit_rx(e));
-	vec_spill(c, c->loop_regs);
-	vec_end(c);
-	emit_const(e, H_R8, x->rip);
-	emit_jmp(e, 0xe9, c->j->leave_lookup);
-}
-
-static void want(struct trans *c, unsigned x)
-{
-	if (!(c->xvalid & 1u << x))
-		move_reg(c, x, false);
-	c->xvalid |= 1u << x;
-}
-
-static void made(struct trans *c, unsigned x)
-{
-	c->xvalid |= 1u << x;
-	c->xdirty |= 1u << x;
-}
-
-void vec_mx_on(struct trans *c)
-{
-	emit_jmp(&c->e, 0xe8, c->j->mx_stub);
+	if (c->wants_vec)
+		vec_check(c);
 }
 
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
@@ -481,7 +359,7 @@ void vec_emit(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
 	struct emit *e = &c->e;
-	bool mem = i->flags & INSN_MEM, reads_reg;
+	bool mem = i->flags & INSN_MEM;
 	unsigned reg, rmreg, flags, size = 0;
 	struct venc v;
 	struct rm rm;
@@ -491,12 +369,10 @@ void vec_emit(struct trans *c, unsigned k)
 	f = form(i, &v);
 	reg = (i->modrm >> 3 & 7) | (v.rex & 4) << 1;
 	rmreg = (i->modrm & 7) | (v.rex & 1) << 3;
-	if ((mem && !is_follower(c, k)) || (c->nat[k].fp && !c->mx))
+	if ((mem && !is_follower(c, k)) || !c->vec)
 		flags_give(c, k);
-	if (c->nat[k].fp && !c->mx) {
-		mx_check(c);
-		c->mx = true;
-	}
+	if (!c->vec)
+		vec_check(c);
 	if (mem) {
 		unsigned align;
 
@@ -519,23 +395,13 @@ void vec_emit(struct trans *c, unsigned k)
 	} else if (f & V_GRM) {
 		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
 	} else {
-		if (!(f & V_STORE) || (f & V_DIGIT) || (c->wide && !v.vex))
-			want(c, rmreg);
 		rm = rm_reg(rmreg);
 	}
 	flags_want(c, k);
-	/* A legacy form keeps the upper half of its destination, which is moved too in a wide block. */
-	reads_reg = f & (V_STORE | V_CMP) || (v.vex ? f & V_RMW : !(f & V_WO) || c->wide);
 	if (f & V_DIGIT)
 		reg = i->modrm >> 3 & 7;
 	else if (f & V_GREG)
 		reg = reg_in(c, reg, H_R10, false);
-	else if (reads_reg)
-		want(c, reg);
-	if ((f & V_XMM0) || ((f & V_TO_XMM0) && c->wide && !v.vex))
-		want(c, 0);
-	if (v.vex && !(f & V_DIGIT))
-		want(c, v.vvvv);
 	if (v.vex) {
 		encode_vex(e, v.w, i->vl == 32, v.pp, i->map, i->opcode, reg, v.vvvv, rm);
 	} else {
@@ -544,18 +410,8 @@ void vec_emit(struct trans *c, unsigned k)
 	}
 	if (i->off_imm)
 		e1(e, i->raw[i->len - 1]);
-	if (f & V_DIGIT) {
-		made(c, v.vex ? v.vvvv : rmreg);
-	} else if (f & V_GREG) {
+	if (f & V_GREG)
 		reg_out(c, (i->modrm >> 3 & 7) | (v.rex & 4) << 1, H_R10);
-	} else if (f & V_STORE) {
-		if (!mem && (f & V_GRM))
-			reg_out(c, rmreg, H_R11);
-		else if (!mem)
-			made(c, rmreg);
-	} else if (f & V_TO_XMM0) {
-		made(c, 0);
-	} else if (!(f & V_CMP)) {
-		made(c, reg);
-	}
+	else if ((f & V_STORE) && (f & V_GRM) && !mem)
+		reg_out(c, rmreg, H_R11);
 }
