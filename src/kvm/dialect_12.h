@@ -234,6 +234,8 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made);
 void vcpu12_free(struct kvm_vcpu *kv);
 /* The processor comes out of RESET, or INIT (which keeps caches, x87 and MSRs: SDM vol. 3, table 10-1). */
 void vcpu12_reset(struct kvm_vcpu *kv, bool init);
+/* KVM_RUN's request_interrupt_window is looked at (again). On the vCPU. */
+void vcpu12_window(struct vcpu *v);
 /* The client sends the guest elsewhere: what the last exit had half done is void. */
 void vcpu12_abandon(struct kvm_vcpu *kv);
 

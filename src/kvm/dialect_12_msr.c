@@ -128,6 +128,7 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		if (!lapic_of(v) || !lapic_msr_write(lapic_of(v), msr, val))
 			return -1;
 		v->cr8 = lapic_of(v)->reg[LAPIC_TPR] >> 4 & 15;
+		vcpu12_window(v);
 		return 0;
 	}
 	switch (msr) {

@@ -574,6 +574,15 @@ static bool mmio_taken(struct vcpu *v)
 	return true;
 }
 
+/* The client waits for the moment when it may inject an interrupt; a local APIC that is closed to it keeps it waiting.
+ */
+void vcpu12_window(struct vcpu *v)
+{
+	if (x12_of(v)->run->request_interrupt_window && !pic_of(v->vm) &&
+	    (!lapic_of(v) || lapic_takes_pic(lapic_of(v))))
+		atomic_fetch_or(&v->events, (u32)EV_WINDOW);
+}
+
 /* The engine until there is something for the client. */
 static void run_guest(struct kvm_vcpu *kv)
 {
@@ -590,8 +599,14 @@ static void run_guest(struct kvm_vcpu *kv)
 			v->exit.reason = EXIT_OWNER;
 			return;
 		}
+		if (unlikely(kv->x12->run->request_interrupt_window))
+			vcpu12_window(v);
 		run_engine(kv);
 		switch (v->exit.reason) {
+		case EXIT_IRQ_WINDOW:
+			if (!lapic_of(v) || irq_open(kv))
+				return;
+			break;
 		case EXIT_MMIO:
 			if (!mmio_taken(v))
 				return;
@@ -667,7 +682,6 @@ static long run_inside(struct kvm_vcpu *kv)
 			run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 			return 0;
 		}
-		atomic_fetch_or(&v->events, (u32)EV_WINDOW);
 	}
 	run_guest(kv);
 	return fill_exit(kv);
