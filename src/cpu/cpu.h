@@ -303,6 +303,9 @@ void excp_pend_db(struct vcpu *v, u64 dr6_bits);
 int excp_take_db(struct vcpu *v);
 /* INT n, INT3, INTO, ICEBP: delivers; STEP_JUMP, STEP_EXCP or STEP_EXIT. */
 int excp_soft_int(struct vcpu *v, enum event_kind kind, u8 vector, u64 next_rip);
+/* INT n in virtual-8086 mode with CR4.VME: does the TSS send it to the 8086 program's own handler? And that way. */
+int excp_redirected(struct vcpu *v, u8 vector, bool *redirect);
+int excp_redirect(struct vcpu *v, u8 vector, u64 next_rip);
 /* Delivers v->excp: contributory and double faults, triple fault (STEP_EXIT, EXIT_SHUTDOWN). STEP_JUMP when delivered.
  */
 int excp_deliver(struct vcpu *v);

@@ -21,10 +21,10 @@ enum { A, B, C, D };
 	 BIT(26) | BIT(28) | BIT(29) | BIT(30))
 #define L1C_XSAVE BIT(26)
 #define L1C_OSXSAVE BIT(27)
-/* FPU DE PSE TSC MSR PAE MCE CX8 SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2; no VME, no APIC */
+/* FPU VME DE PSE TSC MSR PAE MCE CX8 SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2; no APIC */
 #define L1D_OFFERED                                                                                                    \
-	(BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(11) | BIT(12) | BIT(13) |         \
-	 BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
+	(BIT(0) | BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(11) | BIT(12) |          \
+	 BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
 /* Leaf 7. EBX: FSGSBASE TSC_ADJUST BMI1 AVX2 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB SHA */
 #define L7B_OFFERED                                                                                                    \
 	(BIT(0) | BIT(1) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) |        \
@@ -36,8 +36,8 @@ enum { A, B, C, D };
 #define X1C_OFFERED (BIT(0) | BIT(5) | BIT(8) | BIT(9))
 #define X1D_OFFERED (BIT(11) | BIT(20) | BIT(22) | BIT(26) | BIT(27) | BIT(29))
 #define X1D_COMMON                                                                                                     \
-	(BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(12) | BIT(13) | BIT(14) |         \
-	 BIT(15) | BIT(16) | BIT(17) | BIT(23) | BIT(24))
+	(BIT(0) | BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(12) | BIT(13) |          \
+	 BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(23) | BIT(24))
 
 static struct {
 	u32 vendor[4], l1[4], l7[4], x1[4], xsave1[4], x8b;
@@ -61,7 +61,8 @@ static void host_leaf(u32 leaf, u32 sub, u32 out[4])
 
 static void model_masks(void)
 {
-	u64 cr4 = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+	u64 cr4 = CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR |
+	          CR4_OSXMMEXCPT;
 
 	if (model.l7[C] & BIT(2))
 		cr4 |= CR4_UMIP;

@@ -120,6 +120,58 @@ static int deliver_real(struct vcpu *v, const struct event *e)
 	return STEP_JUMP;
 }
 
+/* SDM vol. 3, 21.3.2: 32 bytes of bits below the I/O permission map; 0 redirects. */
+int excp_redirected(struct vcpu *v, u8 vector, bool *redirect)
+{
+	const struct seg *tr = &v->seg[SEG_TR];
+	u16 base;
+	u32 at;
+	u8 bits;
+	int rc;
+
+	if (tr->unusable || !tr->present || !(tr->type & 8) || tr->limit < 0x67)
+		return excp_raise_err(v, EXC_GP, 0);
+	rc = sys_read(v, tr->base + 0x66, &base, 2);
+	if (rc != STEP_OK)
+		return rc;
+	at = base - 32u + vector / 8u;
+	if (base < 32 || at > tr->limit)
+		return excp_raise_err(v, EXC_GP, 0);
+	rc = sys_read(v, tr->base + at, &bits, 1);
+	*redirect = !(bits >> (vector & 7) & 1);
+	return rc;
+}
+
+int excp_redirect(struct vcpu *v, u8 vector, u64 next_rip)
+{
+	bool trapped = (v->rflags & FLAGS_IOPL) != FLAGS_IOPL;
+	u64 flags = v->rflags;
+	struct stack st;
+	u16 vec[2];
+	int rc = sys_read(v, vector * 4u, vec, 4);
+
+	if (rc != STEP_OK)
+		return rc;
+	if (trapped)
+		flags = (flags & ~FLAGS_IF) | FLAGS_IOPL | (flags & FLAGS_VIF ? FLAGS_IF : 0);
+	stack_begin(v, &st);
+	rc = st_push(v, &st, flags, 2);
+	if (rc == STEP_OK)
+		rc = st_push(v, &st, v->seg[SEG_CS].sel, 2);
+	if (rc == STEP_OK)
+		rc = st_push(v, &st, next_rip, 2);
+	if (rc != STEP_OK)
+		return rc;
+	st_commit_sp(v, &st);
+	v->seg[SEG_CS].sel = vec[1];
+	v->seg[SEG_CS].base = (u64)vec[1] << 4;
+	seg_derive(v, SEG_CS);
+	v->r[R_RIP] = vec[0];
+	v->rflags &= ~(FLAGS_TF | FLAGS_NT | (trapped ? FLAGS_VIF : FLAGS_IF));
+	cpu_update_flags(v);
+	return STEP_JUMP;
+}
+
 /* The code segment a gate names, common to all protected modes. *cpl: privilege of the handler. */
 static int handler_cs(struct vcpu *v, u16 sel, struct seg *cs, unsigned *cpl)
 {

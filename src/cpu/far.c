@@ -455,10 +455,10 @@ static int iret_real(struct vcpu *v, unsigned osize)
 	u64 rip, sel, flags, mask;
 	struct stack st;
 	struct seg cs;
+	bool vme = v->mode == MODE_V86 && (v->rflags & FLAGS_IOPL) != FLAGS_IOPL;
 	int rc;
 
-	/* GAP(vme): CR4.VME is not offered, so IRET below IOPL 3 always faults. */
-	if (v->mode == MODE_V86 && (v->rflags & FLAGS_IOPL) != FLAGS_IOPL)
+	if (vme && (!(v->cr4 & CR4_VME) || osize != 2))
 		return excp_raise_err(v, EXC_GP, 0);
 	stack_begin(v, &st);
 	rc = st_peek(v, &st, 0, &rip, osize);
@@ -472,6 +472,12 @@ static int iret_real(struct vcpu *v, unsigned osize)
 	if (rip > cs.limit)
 		return excp_raise_err(v, EXC_GP, 0);
 	mask = FLAGS_ARITH | FLAGS_TF | FLAGS_IF | FLAGS_DF | FLAGS_NT;
+	if (vme) {
+		if ((flags & FLAGS_TF) || ((flags & FLAGS_IF) && (v->rflags & FLAGS_VIP)))
+			return excp_raise_err(v, EXC_GP, 0);
+		flags = (flags & ~FLAGS_VIF) | (flags & FLAGS_IF ? FLAGS_VIF : 0);
+		mask = (mask & ~FLAGS_IF) | FLAGS_VIF;
+	}
 	if (v->mode == MODE_REAL)
 		mask |= FLAGS_IOPL;
 	if (osize > 2)

@@ -289,7 +289,15 @@ FN(iret)
 
 FN(int_n)
 {
-	/* GAP(vme): without CR4.VME, virtual-8086 code below IOPL 3 may not use INT n. */
+	if (v->mode == MODE_V86 && (v->cr4 & CR4_VME)) {
+		bool redirect;
+		int rc = excp_redirected(v, (u8)i->imm, &redirect);
+
+		if (rc != STEP_OK)
+			return rc;
+		if (redirect)
+			return excp_redirect(v, (u8)i->imm, next_rip(v, i));
+	}
 	if (v->mode == MODE_V86 && (v->rflags & FLAGS_IOPL) != FLAGS_IOPL)
 		return gp0(v);
 	return excp_soft_int(v, EVENT_SOFT_INT, (u8)i->imm, next_rip(v, i));
