@@ -33,6 +33,11 @@ static void read_venc(const struct trans *c, const struct insn *i, struct venc *
 			e->w = p[2] >> 7;
 			e->rex |= (p[1] & 0x20) ? 0 : 1;
 		}
+		/* The top bits of rm and vvvv do not count outside 64-bit mode. */
+		if (!(c->key & KEY_64)) {
+			e->vvvv &= 7;
+			e->rex = 0;
+		}
 		return;
 	}
 	for (unsigned n = 0; n < i->raw_prefixes; n++) {

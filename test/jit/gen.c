@@ -434,7 +434,17 @@ static void gen_sse(void)
 		op = vop[rnd(sizeof(vop))];
 		if (rm.reg == H_NONE && env->bits == 16)
 			e1(&e, 0x67);
-		encode_vex(&e, false, rnd(2), 1, 1, op, x, op == 0x6f || op == 0x7f || op == 0x10 ? 0 : any_xmm(), rm);
+		{
+			u8 *vex = e.p;
+			bool one = op == 0x6f || op == 0x7f || op == 0x10; /* operand: vvvv must be all ones */
+
+			encode_vex(&e, false, rnd(2), 1, 1, op, x, one ? 0 : any_xmm(), rm);
+			/* Outside 64-bit mode the top bits of rm and vvvv do not count. */
+			if (!is64() && rnd(4) == 0)
+				vex[1] &= (u8)~0x20;
+			if (!is64() && !one && rnd(4) == 0)
+				vex[2] &= (u8)~0x40;
+		}
 	}
 	}
 }
