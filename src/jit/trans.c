@@ -850,7 +850,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 {
 	u8 need = 0, killed = 0;
 
-	for (unsigned n = 0; n < 6; n++) {
+	for (unsigned n = 0; n < 8; n++) {
 		unsigned off = (unsigned)(rip & ~PAGE_MASK), room = (unsigned)PAGE_SIZE - off;
 		struct insn i;
 		struct nat nat;
@@ -866,6 +866,8 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 		if (memcmp(bytes, c->hva_page + off, i.len))
 			break;
 		classify(&i, c->key, &nat);
+		if (nat.cls == K_HANDLER)
+			vec_classify(c, &i, &nat);
 		need |= nat.fr & ~killed;
 		killed |= nat.fw;
 		if ((killed | need) == F_ALL)
