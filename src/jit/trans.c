@@ -147,34 +147,48 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 }
 
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
+static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind);
+
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+{
+	emit_check_reg(c, k, H_R8, size, kind);
+}
+
+/* The same for an address in another register. */
+void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
 
 	if (size > 1)
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)size - 1));
+		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)size - 1));
 	else
-		emit_mov(e, H_R10, H_R8);
-	emit_check_to(c, k, kind);
+		emit_mov(e, H_R10, reg);
+	emit_tag(c, k, reg, (u32)-4096, kind);
 }
 
-/* The same, where the address of the last byte is in R10 already. */
+/* The same where the address of the last byte is in R10 already. */
 void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
+{
+	emit_tag(c, k, H_R8, (u32)-4096, kind);
+}
+
+/* Of R10, the bits in `mask` must equal the tag that the address in `reg` has in the TLB; its addend → R11. */
+static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
 	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
 	s32 tlb = VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
 
-	if (c->j->bmi2) { /* rorx r11, r8, 8: what comes in from below is masked out */
-		encode_vex(e, true, false, 3, 3, 0xf0, H_R11, 0, rm_reg(H_R8));
+	if (c->j->bmi2) { /* rorx r11, reg, 8: what comes in from below is masked out */
+		encode_vex(e, true, false, 3, 3, 0xf0, H_R11, 0, rm_reg(reg));
 		e1(e, PAGE_SHIFT - 4);
 	} else {
-		emit_mov(e, H_R11, H_R8);
+		emit_mov(e, H_R11, reg);
 		encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
 		e1(e, PAGE_SHIFT - 4);
 	}
-	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, -4096 */
-	e4(e, (u32)-4096);
+	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, mask */
+	e4(e, mask);
 	encode(e, 0, 0, 0x81, 4, rm_reg(H_R11)); /* and r11d, ... */
 	e4(e, (TLB_SIZE - 1) << 4);
 	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
@@ -190,35 +204,50 @@ static bool emit_group(struct trans *c, unsigned k)
 	if (c->split || !g || g->leader == g->last)
 		return false;
 	if (g->leader == k) {
-		encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg_in(c, g->base, H_R8, true), g->lo));
+		unsigned reg = reg_in(c, g->base, H_R8, true);
+
+		if (g->lo) {
+			encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg, g->lo));
+			reg = H_R8;
+		}
 		if (g->align) {
-			unsigned over = (unsigned)(g->phase - g->lo) & 15, reg = H_R8;
+			unsigned over = (unsigned)(g->phase - g->lo) & 15, low = reg;
 
 			if (over) {
-				encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_mem(H_R8, (s32)over));
-				reg = H_R10;
+				encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)over));
+				low = H_R10;
 			}
-			encode(&c->e, 0, 0, 0xf6, 0, rm_reg(reg)); /* test r8b or r10b, 15 */
+			encode(&c->e, ENC_REX, 0, 0xf6, 0, rm_reg(low)); /* test its low byte, 15 */
 			e1(&c->e, 15);
 			slow_at(c, k, emit_jcc(&c->e, 5, NULL));
 			c->slow[c->n_slow - 1].last = g->last;
 		}
-		emit_check(c, k, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
+		emit_check_reg(c, k, reg, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
 		c->slow[c->n_slow - 1].last = g->last;
 	}
 	return true;
 }
 
 /* The memory operand, checked. Flags are given, unless the instruction is a follower. */
-struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
+struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind)
 {
 	const struct insn *i = &c->insn[k];
+	unsigned reg = H_R8;
 
 	if (emit_group(c, k))
 		return rm_sib(reg_in(c, i->base, H_R8, true), H_R11, 0, (s32)i->disp);
-	emit_ea(c, k);
-	emit_check(c, k, size, kind);
-	return rm_sib(H_R8, H_R11, 0, 0);
+	if (i->asize == 8 && i->base < 16 && i->index == R_ZERO && !i->disp && i->seg != SEG_FS && i->seg != SEG_GS)
+		reg = reg_in(c, i->base, H_R8, true);
+	else
+		emit_ea(c, k);
+	if (align > 1) {
+		/* What is aligned cannot cross a page; low bits make the tag differ. */
+		emit_mov(&c->e, H_R10, reg);
+		emit_tag(c, k, reg, (u32)-4096 | (align - 1), kind);
+	} else {
+		emit_check_reg(c, k, reg, size, kind);
+	}
+	return rm_sib(reg, H_R11, 0, 0);
 }
 
 static struct rm rm_guest(void)
@@ -274,18 +303,7 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 	if (i->flags & INSN_MEM) {
 		if (!is_follower(c, k))
 			flags_give(c, k);
-		if (n->align) {
-			emit_ea(c, k);
-			e1(e, 0x41); /* test r8b, align - 1 */
-			e1(e, 0xf6);
-			e1(e, 0xc0);
-			e1(e, (u8)(n->align - 1));
-			slow_at(c, k, emit_jcc(e, 5, NULL));
-			emit_check(c, k, n->rm_size, TLB_WRITE);
-			rm = rm_guest();
-		} else {
-			rm = emit_operand(c, k, n->rm_size, n->rm_w ? TLB_WRITE : TLB_READ);
-		}
+		rm = emit_operand(c, k, n->rm_size, n->align, n->rm_w ? TLB_WRITE : TLB_READ);
 		flags_want(c, k);
 	} else {
 		flags_want(c, k);
@@ -390,7 +408,7 @@ static void emit_pop(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
 	struct emit *e = &c->e;
-	unsigned hr;
+	unsigned hr, sp = H_R14;
 
 	if (!is_follower(c, k))
 		flags_give(c, k);
@@ -401,11 +419,15 @@ static void emit_pop(struct trans *c, unsigned k)
 		encode(e, ENC_W, 0, 0x8d, H_R14, rm_mem(H_R14, 8));
 		return;
 	}
-	encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
-	emit_check(c, k, word(c), TLB_READ);
-	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)word(c)));
+	if (!(c->key & KEY_64)) {
+		sp = H_R8;
+		encode(e, 0, 0, 0x89, H_R14, rm_reg(H_R8));
+	}
+	emit_check_reg(c, k, sp, word(c), TLB_READ);
 	hr = reg_in(c, i->op[0].reg, H_R10, false);
-	encode(e, wflag(c), 0, 0x8b, hr, rm_guest());
+	encode(e, wflag(c), 0, 0x8b, hr, rm_sib(sp, H_R11, 0, 0));
+	if (i->op[0].reg != R_RSP)
+		encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)word(c)));
 	reg_out(c, i->op[0].reg, H_R10);
 }
 
@@ -585,11 +607,6 @@ static void emit_landing(struct trans *c, u64 ret)
 	emit_exit(c, NULL, ret, false);
 }
 
-static u64 wrap(const struct trans *c, u64 rip)
-{
-	return c->key & KEY_64 ? rip : (u32)rip;
-}
-
 static void emit_call(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
@@ -627,6 +644,9 @@ static void emit_ret(struct trans *c, unsigned k)
 
 	flags_give(c, k);
 	if (emit_group(c, k)) {
+		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
+	} else if (c->key & KEY_64) {
+		emit_check_reg(c, k, H_R14, 8, TLB_READ);
 		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
 	} else {
 		encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
@@ -821,194 +841,6 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	default:
 		emit_handler(c, k);
-	}
-}
-
-/* ---- decoding, liveness ----------------------------------------------------------------------------------------- */
-
-/* The bytes [off, off + len) of the page decide how this block is translated. False: no room to note it. */
-static bool depend(struct trans *c, unsigned off, unsigned len)
-{
-	for (unsigned n = 0; n < c->n_range; n++) {
-		struct range *r = &c->range[n];
-
-		if (off >= r->off && off + len <= (unsigned)r->off + r->len)
-			return true;
-		if (n && off == (unsigned)r->off + r->len) {
-			r->len = (u16)(r->len + len);
-			return true;
-		}
-	}
-	if (c->n_range == TB_RANGES)
-		return false;
-	c->range[c->n_range++] = (struct range){(u16)off, (u16)len};
-	return true;
-}
-
-/* Flags that code at `rip` may read before it writes them. */
-static u8 look(struct trans *c, u64 rip, unsigned depth)
-{
-	u8 need = 0, killed = 0;
-
-	for (unsigned n = 0; n < 8; n++) {
-		unsigned off = (unsigned)(rip & ~PAGE_MASK), room = (unsigned)PAGE_SIZE - off;
-		struct insn i;
-		struct nat nat;
-		u8 bytes[16];
-
-		if (((rip ^ c->tb->rip) & PAGE_MASK) || room < 16)
-			break;
-		memcpy(bytes, c->hva_page + off, 15);
-		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, bytes, 15, &i) < 0)
-			break;
-		if (!depend(c, off, i.len))
-			break;
-		if (memcmp(bytes, c->hva_page + off, i.len))
-			break;
-		classify(&i, c->key, &nat);
-		if (nat.cls == K_HANDLER)
-			vec_classify(c, &i, &nat);
-		need |= nat.fr & ~killed;
-		killed |= nat.fw;
-		if ((killed | need) == F_ALL)
-			return need;
-		rip = wrap(c, rip + i.len);
-		if (nat.cls == K_JCC) {
-			if (depth == 0)
-				break;
-			need |= look(c, wrap(c, rip + i.imm), depth - 1) & ~killed;
-		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
-			rip = wrap(c, rip + i.imm);
-		} else if (nat.ends || nat.cls == K_HANDLER) {
-			break;
-		}
-	}
-	return need | (F_ALL & ~killed);
-}
-
-static bool is_sys(const struct insn *i)
-{
-	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_LDMXCSR:
-	case ZYDIS_MNEMONIC_VLDMXCSR:
-	case ZYDIS_MNEMONIC_FXRSTOR:
-	case ZYDIS_MNEMONIC_FXRSTOR64:
-	case ZYDIS_MNEMONIC_XRSTOR:
-	case ZYDIS_MNEMONIC_XRSTOR64:
-	case ZYDIS_MNEMONIC_XRSTORS:
-	case ZYDIS_MNEMONIC_XRSTORS64:
-		return true; /* KEY_FP */
-	}
-	return op_sys_find(i) || op_flow_find(i);
-}
-
-/* The instruction at the block's start goes on in the next page: its handler runs it, after a look at that page. */
-static void decode_border(struct trans *c)
-{
-	u64 rip = c->tb->rip;
-	unsigned off = (unsigned)(rip & ~PAGE_MASK), first = (unsigned)PAGE_SIZE - off;
-	struct vcpu *v = c->j->v;
-	struct insn *i = &c->insn[0];
-	u64 next = wrap(c, rip + first);
-	const u8 *p;
-
-	/* Such a block may also do nothing, should the next page have changed: the interpreter cannot follow. */
-	if (c->j->lockstep)
-		return;
-	if (((c->key & KEY_64) && !is_canonical(next)) ||
-	    !(p = tlb_lookup(&v->mmu.tlb[v->cpl == 3 ? TLB_USER : TLB_SUPER][TLB_EXEC], next, 1)))
-		return;
-	memcpy(c->bytes, c->hva_page + off, first);
-	memcpy(c->bytes + first, p, 15 - first);
-	if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes, 15, i) < 0 || i->len <= first || !interp_bind(i))
-		return;
-	memset(&c->nat[0], 0, sizeof(c->nat[0]));
-	c->nat[0].fr = F_ALL;
-	c->nat[0].ends = interp_ends_block(i);
-	c->sys[0] = is_sys(i);
-	c->tb->beyond = (u8)(i->len - first);
-	c->rip[0] = rip;
-	c->n = 1;
-	c->end_rip = wrap(c, rip + i->len);
-	c->range[0] = (struct range){(u16)off, (u16)first};
-	c->n_range = 1;
-}
-
-static void decode_block(struct trans *c)
-{
-	u64 rip = c->tb->rip;
-	unsigned off = (unsigned)(rip & ~PAGE_MASK), start = off;
-	unsigned most = unlikely(c->j->chaos.on) ? 1 + chaos_rnd(c->j, TB_INSNS) : TB_INSNS;
-
-	while (c->n < most && off < PAGE_SIZE) {
-		unsigned room = (unsigned)PAGE_SIZE - off, k = c->n;
-		struct insn *i = &c->insn[k];
-
-		/* What is decoded is what the block is compared with later. */
-		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
-		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes + (off - start), room < 15 ? room : 15,
-		           i) < 0)
-			break;
-		if (interp_bind(i)) {
-			classify(i, c->key, &c->nat[k]);
-		} else {
-			memset(&c->nat[k], 0, sizeof(c->nat[k]));
-			c->nat[k].fr = F_ALL;
-			c->nat[k].ends = true;
-		}
-		if (c->nat[k].cls == K_HANDLER)
-			vec_classify(c, i, &c->nat[k]);
-		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
-		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
-			if (k)
-				break;
-			c->tb->unchecked = true;
-			most = 1;
-		}
-		c->rip[k] = rip;
-		c->n++;
-		off += i->len;
-		rip = wrap(c, rip + i->len);
-		if (c->nat[k].ends)
-			break;
-	}
-	if (!c->n) {
-		if (off + 15 > PAGE_SIZE)
-			decode_border(c);
-		return;
-	}
-	/* STI needs a successor in its block. */
-	if (c->nat[c->n - 1].cls == K_STI) {
-		memset(&c->nat[c->n - 1], 0, sizeof(c->nat[0]));
-		c->nat[c->n - 1].fr = F_ALL;
-		c->sys[c->n - 1] = true;
-	}
-	c->end_rip = rip;
-	c->range[0] = (struct range){(u16)start, (u16)(off - start)};
-	c->n_range = 1;
-}
-
-static void liveness(struct trans *c)
-{
-	unsigned last = c->n - 1;
-	const struct nat *n = &c->nat[last];
-	u8 live = F_ALL;
-
-	if (n->cls == K_JMP || n->cls == K_CALL)
-		live = look(c, wrap(c, c->end_rip + c->insn[last].imm), 1);
-	else if (!n->ends)
-		live = look(c, c->end_rip, 1);
-	for (unsigned k = c->n; k-- > 0;) {
-		n = &c->nat[k];
-		if (unlikely(c->j->chaos.spoil) && chaos_spoil(c->j, &c->insn[k], &c->nat[k]))
-			live = 0;
-		c->live_out[k] = live;
-		if (n->cls == K_JCC) {
-			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
-			live |= c->look_taken[k];
-		}
-		live = (u8)((live & ~n->fw) | n->fr);
-		c->live_in[k] = live;
 	}
 }
 

@@ -83,6 +83,17 @@ static inline unsigned wflag(const struct trans *c)
 	return c->key & KEY_64 ? ENC_W : 0;
 }
 
+/* Addresses of 32-bit code wrap. */
+static inline u64 wrap(const struct trans *c, u64 rip)
+{
+	return c->key & KEY_64 ? rip : (u32)rip;
+}
+
+/* scan.c */
+void decode_block(struct trans *c);
+void liveness(struct trans *c);
+
+/* trans.c */
 void flags_save(struct emit *e);
 void flags_restore(struct emit *e);
 void emit_ret_base(struct jit *j, struct emit *e);
@@ -92,8 +103,9 @@ void flags_give(struct trans *c, unsigned k);
 void flags_want(struct trans *c, unsigned k);
 void emit_ea(struct trans *c, unsigned k);
 void slow_at(struct trans *c, unsigned k, u8 *at);
-struct rm emit_operand(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
+struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
+void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind);
 void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
 void emit_push_check(struct trans *c, unsigned k);
 void emit_jump_stub(struct jit *j, struct emit *e, bool user);

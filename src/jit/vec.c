@@ -379,24 +379,8 @@ void vec_emit(struct trans *c, unsigned k)
 	if (!c->vec)
 		vec_check(c);
 	if (mem) {
-		unsigned align;
-
 		size = mem_size(i);
-		align = alignment(i, size);
-		if (align > 1 && !is_grouped(c, k)) {
-			emit_ea(c, k);
-			e1(e, 0x41); /* test r8b, align - 1 */
-			e1(e, 0xf6);
-			e1(e, 0xc0);
-			e1(e, (u8)(align - 1));
-			slow_at(c, k, emit_jcc(e, 5, NULL));
-		}
-		if (align > 1 && !is_grouped(c, k)) {
-			emit_check(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
-			rm = rm_sib(H_R8, H_R11, 0, 0);
-		} else {
-			rm = emit_operand(c, k, size, f & V_STORE ? TLB_WRITE : TLB_READ);
-		}
+		rm = emit_operand(c, k, size, alignment(i, size), f & V_STORE ? TLB_WRITE : TLB_READ);
 	} else if (f & V_GRM) {
 		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
 	} else {

@@ -1,0 +1,192 @@
+/*
+ * scan.c: which instructions make a block, and which arithmetic flags are alive before and behind each: a backward pass,
+ * with a look at a few instructions behind each exit.
+ */
+#include "../base/bug.h"
+#include "trans.h"
+
+/* The bytes [off, off + len) of the page decide how this block is translated. False: no room to note it. */
+static bool depend(struct trans *c, unsigned off, unsigned len)
+{
+	for (unsigned n = 0; n < c->n_range; n++) {
+		struct range *r = &c->range[n];
+
+		if (off >= r->off && off + len <= (unsigned)r->off + r->len)
+			return true;
+		if (n && off == (unsigned)r->off + r->len) {
+			r->len = (u16)(r->len + len);
+			return true;
+		}
+	}
+	if (c->n_range == TB_RANGES)
+		return false;
+	c->range[c->n_range++] = (struct range){(u16)off, (u16)len};
+	return true;
+}
+
+/* Flags that code at `rip` may read before it writes them. */
+static u8 look(struct trans *c, u64 rip, unsigned depth)
+{
+	u8 need = 0, killed = 0;
+
+	for (unsigned n = 0; n < 8; n++) {
+		unsigned off = (unsigned)(rip & ~PAGE_MASK), room = (unsigned)PAGE_SIZE - off;
+		struct insn i;
+		struct nat nat;
+		u8 bytes[16];
+
+		if (((rip ^ c->tb->rip) & PAGE_MASK) || room < 16)
+			break;
+		memcpy(bytes, c->hva_page + off, 15);
+		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, bytes, 15, &i) < 0)
+			break;
+		if (!depend(c, off, i.len))
+			break;
+		if (memcmp(bytes, c->hva_page + off, i.len))
+			break;
+		classify(&i, c->key, &nat);
+		if (nat.cls == K_HANDLER)
+			vec_classify(c, &i, &nat);
+		need |= nat.fr & ~killed;
+		killed |= nat.fw;
+		if ((killed | need) == F_ALL)
+			return need;
+		rip = wrap(c, rip + i.len);
+		if (nat.cls == K_JCC) {
+			if (depth == 0)
+				break;
+			need |= look(c, wrap(c, rip + i.imm), depth - 1) & ~killed;
+		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
+			rip = wrap(c, rip + i.imm);
+		} else if (nat.ends || nat.cls == K_HANDLER) {
+			break;
+		}
+	}
+	return need | (F_ALL & ~killed);
+}
+
+static bool is_sys(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_LDMXCSR:
+	case ZYDIS_MNEMONIC_VLDMXCSR:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+	case ZYDIS_MNEMONIC_XRSTORS:
+	case ZYDIS_MNEMONIC_XRSTORS64:
+		return true; /* KEY_FP */
+	}
+	return op_sys_find(i) || op_flow_find(i);
+}
+
+/* The instruction at the block's start goes on in the next page: its handler runs it, after a look at that page. */
+static void decode_border(struct trans *c)
+{
+	u64 rip = c->tb->rip;
+	unsigned off = (unsigned)(rip & ~PAGE_MASK), first = (unsigned)PAGE_SIZE - off;
+	struct vcpu *v = c->j->v;
+	struct insn *i = &c->insn[0];
+	u64 next = wrap(c, rip + first);
+	const u8 *p;
+
+	/* Such a block may also do nothing, should the next page have changed: the interpreter cannot follow. */
+	if (c->j->lockstep)
+		return;
+	if (((c->key & KEY_64) && !is_canonical(next)) ||
+	    !(p = tlb_lookup(&v->mmu.tlb[v->cpl == 3 ? TLB_USER : TLB_SUPER][TLB_EXEC], next, 1)))
+		return;
+	memcpy(c->bytes, c->hva_page + off, first);
+	memcpy(c->bytes + first, p, 15 - first);
+	if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes, 15, i) < 0 || i->len <= first || !interp_bind(i))
+		return;
+	memset(&c->nat[0], 0, sizeof(c->nat[0]));
+	c->nat[0].fr = F_ALL;
+	c->nat[0].ends = interp_ends_block(i);
+	c->sys[0] = is_sys(i);
+	c->tb->beyond = (u8)(i->len - first);
+	c->rip[0] = rip;
+	c->n = 1;
+	c->end_rip = wrap(c, rip + i->len);
+	c->range[0] = (struct range){(u16)off, (u16)first};
+	c->n_range = 1;
+}
+
+void decode_block(struct trans *c)
+{
+	u64 rip = c->tb->rip;
+	unsigned off = (unsigned)(rip & ~PAGE_MASK), start = off;
+	unsigned most = unlikely(c->j->chaos.on) ? 1 + chaos_rnd(c->j, TB_INSNS) : TB_INSNS;
+
+	while (c->n < most && off < PAGE_SIZE) {
+		unsigned room = (unsigned)PAGE_SIZE - off, k = c->n;
+		struct insn *i = &c->insn[k];
+
+		/* What is decoded is what the block is compared with later. */
+		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
+		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes + (off - start), room < 15 ? room : 15,
+		           i) < 0)
+			break;
+		if (interp_bind(i)) {
+			classify(i, c->key, &c->nat[k]);
+		} else {
+			memset(&c->nat[k], 0, sizeof(c->nat[k]));
+			c->nat[k].fr = F_ALL;
+			c->nat[k].ends = true;
+		}
+		if (c->nat[k].cls == K_HANDLER)
+			vec_classify(c, i, &c->nat[k]);
+		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
+		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
+			if (k)
+				break;
+			c->tb->unchecked = true;
+			most = 1;
+		}
+		c->rip[k] = rip;
+		c->n++;
+		off += i->len;
+		rip = wrap(c, rip + i->len);
+		if (c->nat[k].ends)
+			break;
+	}
+	if (!c->n) {
+		if (off + 15 > PAGE_SIZE)
+			decode_border(c);
+		return;
+	}
+	/* STI needs a successor in its block. */
+	if (c->nat[c->n - 1].cls == K_STI) {
+		memset(&c->nat[c->n - 1], 0, sizeof(c->nat[0]));
+		c->nat[c->n - 1].fr = F_ALL;
+		c->sys[c->n - 1] = true;
+	}
+	c->end_rip = rip;
+	c->range[0] = (struct range){(u16)start, (u16)(off - start)};
+	c->n_range = 1;
+}
+
+void liveness(struct trans *c)
+{
+	unsigned last = c->n - 1;
+	const struct nat *n = &c->nat[last];
+	u8 live = F_ALL;
+
+	if (n->cls == K_JMP || n->cls == K_CALL)
+		live = look(c, wrap(c, c->end_rip + c->insn[last].imm), 1);
+	else if (!n->ends)
+		live = look(c, c->end_rip, 1);
+	for (unsigned k = c->n; k-- > 0;) {
+		n = &c->nat[k];
+		if (unlikely(c->j->chaos.spoil) && chaos_spoil(c->j, &c->insn[k], &c->nat[k]))
+			live = 0;
+		c->live_out[k] = live;
+		if (n->cls == K_JCC) {
+			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
+			live |= c->look_taken[k];
+		}
+		live = (u8)((live & ~n->fw) | n->fr);
+		c->live_in[k] = live;
+	}
+}
