@@ -1,6 +1,6 @@
 /*
- * scan.c: which instructions make a block, and which arithmetic flags are alive before and behind each: a backward pass,
- * with a look at a few instructions behind each exit.
+ * scan.c: which instructions make a block, and which arithmetic flags are alive before and behind each: a backward
+ * pass, with a look at a few instructions behind each exit.
  */
 #include "../base/bug.h"
 #include "trans.h"
