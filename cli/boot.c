@@ -16,7 +16,8 @@
 #define MEMORY_MAX (1024 * GiB)
 
 static const char usage[] =
-        "usage: devkvm boot --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--no-unpack] [--quiet]\n"
+        "usage: devkvm boot --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--no-unpack] [--quiet] "
+        "[--stats]\n"
         "\n"
         "  --kernel FILE    a Linux bzImage (64-bit or 32-bit)\n"
         "  --initrd FILE    its initial RAM disk\n"
@@ -24,6 +25,7 @@ static const char usage[] =
         "  --memory SIZE    guest memory, with K, M or G (default: 512M)\n"
         "  --no-unpack      let the guest unpack its kernel itself (slow)\n"
         "  --quiet          no messages but errors\n"
+        "  --stats          what the translator did, at the end\n"
         "\n"
         "The guest's serial port is the terminal; Ctrl-A x quits. The status is 0 when the guest powers off or\n"
         "reboots, 1 when it panics or its processor shuts down, 2 when it could not be started.\n";
@@ -63,10 +65,15 @@ static uint64_t parse_size(const char *text)
 int cmd_boot(int argc, char **argv)
 {
 	static const struct option options[] = {
-	        {"kernel", required_argument, NULL, 'k'}, {"initrd", required_argument, NULL, 'i'},
-	        {"append", required_argument, NULL, 'a'}, {"memory", required_argument, NULL, 'm'},
-	        {"no-unpack", no_argument, NULL, 'n'},    {"quiet", no_argument, NULL, 'q'},
-	        {"help", no_argument, NULL, 'h'},         {0},
+	        {"kernel", required_argument, NULL, 'k'},
+	        {"initrd", required_argument, NULL, 'i'},
+	        {"append", required_argument, NULL, 'a'},
+	        {"memory", required_argument, NULL, 'm'},
+	        {"no-unpack", no_argument, NULL, 'n'},
+	        {"quiet", no_argument, NULL, 'q'},
+	        {"help", no_argument, NULL, 'h'},
+	        {"stats", no_argument, NULL, 's'},
+	        {0},
 	};
 	struct boot_options opt = {.memory = MEMORY_DEFAULT};
 	int c;
@@ -95,6 +102,9 @@ int cmd_boot(int argc, char **argv)
 			break;
 		case 'q':
 			opt.quiet = true;
+			break;
+		case 's':
+			want_stats();
 			break;
 		case 'h':
 			fputs(usage, stdout);

@@ -12,4 +12,7 @@ int cmd_boot(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 
+/* --stats: the engine prints what its translators did when vCPUs or the process end. */
+void want_stats(void);
+
 #endif

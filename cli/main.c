@@ -1,9 +1,11 @@
 /*
  * main.c: devkvm(1): picks the subcommand.
  */
+#define _GNU_SOURCE
 #include "cli.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char usage[] = "usage: devkvm COMMAND [ARG...]\n"
@@ -24,6 +26,17 @@ static const struct {
         {"info", cmd_info},
         {"stat", cmd_stat},
 };
+
+void want_stats(void)
+{
+	const char *topics = getenv("DEVKVM_DEBUG");
+	char *all;
+
+	if (!topics || asprintf(&all, "%s,jitstat", topics) < 0)
+		all = NULL;
+	setenv("DEVKVM_DEBUG", all ? all : "jitstat", 1);
+	free(all);
+}
 
 int main(int argc, char **argv)
 {

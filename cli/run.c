@@ -25,10 +25,11 @@
 #define STATUS_NOT_FOUND 127
 #define PRELOAD "libdevkvm-preload.so"
 
-static const char usage[] = "usage: devkvm run [--] PROGRAM [ARG...]\n"
+static const char usage[] = "usage: devkvm run [--stats] [--] PROGRAM [ARG...]\n"
                             "\n"
                             "Runs PROGRAM with a working /dev/kvm; its children inherit it. The status is PROGRAM's.\n"
-                            "PROGRAM must be dynamically linked and must not be set-user-ID.\n";
+                            "PROGRAM must be dynamically linked and must not be set-user-ID.\n"
+                            "--stats prints what the translator did when a vCPU or its process ends.\n";
 
 static int __attribute__((format(printf, 2, 3))) fail(int status, const char *fmt, ...)
 {
@@ -175,10 +176,14 @@ int cmd_run(int argc, char **argv)
 		fputs(usage, stdout);
 		return 0;
 	}
-	if (argc > 1 && strcmp(argv[1], "--") == 0)
-		first = 2;
-	else if (argc > 1 && argv[1][0] == '-')
-		return fail(STATUS_USAGE, "there is no option %s; try `devkvm run --help`", argv[1]);
+	if (argc > first && strcmp(argv[first], "--stats") == 0) {
+		want_stats();
+		first++;
+	}
+	if (argc > first && strcmp(argv[first], "--") == 0)
+		first++;
+	else if (argc > first && argv[first][0] == '-')
+		return fail(STATUS_USAGE, "there is no option %s; try `devkvm run --help`", argv[first]);
 	if (argc <= first) {
 		fputs(usage, stderr);
 		return STATUS_USAGE;

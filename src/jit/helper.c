@@ -511,11 +511,8 @@ void jit_create(struct vcpu *v)
 	j->front = (struct front *)(void *)(j->mem.rx - ((sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK));
 	j->e.p = j->mem.rw;
 	j->e.delta = j->mem.rx - j->mem.rw;
-	j->dump = debug_on("jit");
 	j->bmi2 = __builtin_cpu_supports("bmi2");
-	j->count = debug_on("jitstat");
-	if (j->count)
-		j->helper_by_mnemonic = calloc(ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(u64));
+	see_create(j);
 	jit_emit_stubs(j);
 	j->code_start = j->e.p;
 	j->cold = j->e;
@@ -524,31 +521,13 @@ void jit_create(struct vcpu *v)
 	smc_register(j);
 }
 
-static void print_stats(struct jit *j)
-{
-	fprintf(stderr,
-	        "jit: blocks %llu insns %llu handler %llu code %llu flushes %llu lookups %llu links %llu killed %llu "
-	        "helper %llu after %llu interp %llu epochs %llu gens %llu executed %llu tlb misses %llu\n",
-	        (unsigned long long)j->n.blocks, (unsigned long long)j->n.insns, (unsigned long long)j->n.handler_insns,
-	        (unsigned long long)j->n.code_bytes, (unsigned long long)j->n.flushes, (unsigned long long)j->n.lookups,
-	        (unsigned long long)j->n.links, (unsigned long long)j->n.invalidated, (unsigned long long)j->n.helper,
-	        (unsigned long long)j->n.after, (unsigned long long)j->n.interp, (unsigned long long)j->n.epochs,
-	        (unsigned long long)j->n.gens, (unsigned long long)j->v->n_insns,
-	        (unsigned long long)j->v->mmu.tlb_misses);
-	for (unsigned n = 0; j->helper_by_mnemonic && n <= ZYDIS_MNEMONIC_MAX_VALUE; n++)
-		if (j->helper_by_mnemonic[n] > 1000)
-			fprintf(stderr, "jit: helper %s %llu\n", ZydisMnemonicGetString((ZydisMnemonic)n),
-			        (unsigned long long)j->helper_by_mnemonic[n]);
-}
-
 void jit_destroy(struct vcpu *v)
 {
 	struct jit *j = v->jit;
 
 	if (!j)
 		return;
-	if (j->count)
-		print_stats(j);
+	see_destroy(j);
 	smc_unregister(j);
 	lockstep_destroy(j);
 	codemem_destroy(&j->mem);
@@ -570,7 +549,6 @@ void jit_destroy(struct vcpu *v)
 		munmap(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
 	if (j->decoded)
 		munmap(j->decoded, DECODED * sizeof(*j->decoded));
-	free(j->helper_by_mnemonic);
 	free(j);
 	v->jit = NULL;
 }

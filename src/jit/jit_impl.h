@@ -198,7 +198,8 @@ struct jit {
 		        after, interp, epochs, gens, gens_local, slow;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
-	bool dump, count;
+	struct jit *next_counted;
+	bool dump, count, perf;
 	bool bmi2;           /* the host has it */
 	struct trans *trans; /* trans.h: the block being translated */
 	struct lockstep *lockstep;
@@ -255,6 +256,10 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
  * what follows, and returns an interp_next or -1 for "look at events and go on". */
 void jit_settle(struct vcpu *v, u32 key, u32 left);
 int jit_left(struct vcpu *v, u32 left);
+
+/* see.c */
+void see_create(struct jit *j);
+void see_destroy(struct jit *j);
 
 /* lockstep.c */
 void lockstep_create(struct jit *j); /* DEVKVM_LOCKSTEP */

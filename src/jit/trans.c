@@ -941,23 +941,6 @@ void emit_ret_base(struct jit *j, struct emit *e)
 	e1(e, 0x52);
 }
 
-static void dump(const struct trans *c, const u8 *begin)
-{
-	const u8 *p = begin;
-
-	fprintf(stderr, "block rip %#llx key %#x guest", (unsigned long long)c->tb->rip, c->key);
-	for (unsigned k = 0; k < c->n; k++) {
-		fprintf(stderr, " [%u:", c->nat[k].cls);
-		for (unsigned b = 0; b < c->insn[k].len; b++)
-			fprintf(stderr, "%02x", c->insn[k].raw[b]);
-		fprintf(stderr, "]");
-	}
-	fprintf(stderr, "\n  host %#lx", (unsigned long)(c->tb->code - c->j->mem.rx));
-	for (; p < c->e.p; p++)
-		fprintf(stderr, " %02x", *p);
-	fprintf(stderr, "\n");
-}
-
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page)
 {
 	struct trans *c = j->trans;
@@ -1036,8 +1019,8 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	j->n.code_bytes += tb->code_len;
 	j->n.blocks++;
 	j->n.insns += c->n;
-	if (unlikely(j->dump))
-		dump(c, begin);
+	if (unlikely(j->dump || j->perf))
+		see_block(c, cold + j->cold.delta, (u64)(j->cold.p - cold));
 	while ((uintptr_t)e->p & 15)
 		e1(e, 0xcc);
 	j->e = *e;

@@ -110,6 +110,9 @@ void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
 void emit_push_check(struct trans *c, unsigned k);
 void emit_jump_stub(struct jit *j, struct emit *e, bool user);
 
+/* see.c: the block is translated; its part out of line (executable address) */
+void see_block(const struct trans *c, const u8 *cold, u64 cold_len);
+
 /* div.c */
 void div_emit(struct trans *c, unsigned k);
 
