@@ -110,6 +110,14 @@ static const struct {
         {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
         {KVM_CAP_STEAL_TIME, 1},
         {KVM_CAP_X86_SMM, 1},
+        {KVM_CAP_HYPERV, 1},
+        {KVM_CAP_HYPERV_TIME, 1},
+        {KVM_CAP_HYPERV_VP_INDEX, 1},
+        {KVM_CAP_HYPERV_TLBFLUSH, 1},
+        {KVM_CAP_HYPERV_SEND_IPI, 1},
+        {KVM_CAP_HYPERV_CPUID, 1},
+        {KVM_CAP_SYS_HYPERV_CPUID, 1},
+        {KVM_CAP_HYPERV_ENFORCE_CPUID, 1},
         {KVM_CAP_BINARY_STATS_FD, 1},
         {KVM_CAP_SPLIT_IRQCHIP, 1},
         {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
@@ -208,6 +216,9 @@ long vcpu_enable_cap(struct kvm_vcpu *kv, unsigned long arg)
 	if (c.flags)
 		return -EINVAL;
 	switch (c.cap) {
+	case KVM_CAP_HYPERV_ENFORCE_CPUID:
+		kv->x12->hv_enforce = c.args[0];
+		return 0;
 	case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
 		kv->x12->pv_enforce = c.args[0];
 		return 0;
@@ -233,6 +244,8 @@ long dialect_12_system(unsigned long req, unsigned long arg, struct made *made)
 		return cpuid_supported(arg, false);
 	case KVM_GET_EMULATED_CPUID:
 		return cpuid_supported(arg, true);
+	case KVM_GET_SUPPORTED_HV_CPUID:
+		return hv_supported_cpuid(arg);
 	case KVM_GET_MSR_INDEX_LIST:
 		return msr_list(arg, false);
 	case KVM_GET_MSR_FEATURE_INDEX_LIST:

@@ -12,6 +12,7 @@
  *   dialect_12_msr.c    MSRs: lists, filter, machine checks
  *   dialect_12_stats.c  counters
  *   dialect_12_smm.c    system management mode
+ *   dialect_12_hyperv.c what guests made for Hyper-V expect
  *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
  *
  * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
@@ -77,6 +78,8 @@ struct vm12 {
 	bool x2_format, x2_no_quirk; /* KVM_CAP_X2APIC_API */
 	bool platform_info_off, payload, triple_fault, emulation_exit;
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
+	struct hv_vm *hv;          /* dialect_12_hyperv.c; NULL: not used yet */
+	pthread_mutex_t hv_lock;   /* protects: *hv */
 
 	struct ioev *ioev;
 	unsigned n_ioev;
@@ -133,6 +136,11 @@ struct vcpu12 {
 	u64 cpuid_xcr0; /* of leaf 0xd: what XCR0 may hold */
 
 	bool msr_denied; /* the RDMSR or WRMSR under way fails: the filter says so */
+	/* dialect_12_hyperv.c: the vCPU is Hyper-V's to its guest, with the words of its CPUID leaves. */
+	bool hv, hv_enforce;
+	u32 hv_eax, hv_edx, hv_says, hv_spin;
+	u32 system_event; /* KVM_SYSTEM_EVENT_x to tell, 0: none */
+	u64 hv_assist;
 	bool pv_enforce;
 	u32 pv_features; /* of leaf 0x40000001 as it was set */
 
@@ -314,6 +322,20 @@ void smm_set(struct kvm_vcpu *kv, bool on);
 int op_rsm(struct vcpu *v, const struct insn *i);
 int smm_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int smm_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+
+/* ---- dialect_12_hyperv.c ----------------------------------------------------------------------------------------- */
+
+long hv_supported_cpuid(unsigned long arg);
+void hv_cpuid_changed(struct vcpu12 *x);
+void hv_clock_changed(struct vcpu *v);
+void hv_free(struct vm12 *x);
+int hv_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
+int hv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* Are hypercalls Hyper-V's on this vCPU now? Such a call. */
+bool hv_calls(const struct vcpu *v);
+int hv_hypercall(struct vcpu *v);
+/* Reset or crash reported by the guest: fills the exit. */
+bool hv_exit(struct kvm_vcpu *kv);
 
 /* ---- dialect_12_pv.c --------------------------------------------------------------------------------------------- */
 

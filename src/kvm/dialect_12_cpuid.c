@@ -276,6 +276,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 	x->cpuid_xcr0 = xsave ? xsave->eax | (u64)xsave->edx << 32 : 0;
 	pv = cpuid12_find(x, KVM_CPUID_FEATURES, 0);
 	x->pv_features = pv ? pv->eax : 0;
+	hv_cpuid_changed(x);
 	cpuid12_phys_bits(kv);
 	rc = 0;
 out:

@@ -291,6 +291,8 @@ int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd)
 	stat12(v, DEVKVM_hypercalls);
 	if (amd != cpuid_is_amd())
 		return patch_hypercall(v);
+	if (unlikely(hv_calls(v)))
+		return hv_hypercall(v);
 	if (v->cpl != 0) {
 		ret = (u64)-KVM_EPERM;
 		goto out;

@@ -595,7 +595,7 @@ static void run_guest(struct kvm_vcpu *kv)
 			v->exit.reason = EXIT_INTR;
 			return;
 		}
-		if (unlikely(eoi12_exit(kv))) {
+		if (unlikely(eoi12_exit(kv) || hv_exit(kv))) {
 			v->exit.reason = EXIT_OWNER;
 			return;
 		}
@@ -803,6 +803,11 @@ static long smi(struct kvm_vcpu *kv, unsigned long arg)
 	return 0;
 }
 
+static long vcpu_hv_cpuid(struct kvm_vcpu *kv, unsigned long arg)
+{
+	return hv_supported_cpuid(arg);
+}
+
 static long set_signal_mask(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct kvm_signal_mask m;
@@ -944,6 +949,7 @@ static const struct {
         {KVM_SET_VAPIC_ADDR, set_vapic_addr},
         {KVM_ENABLE_CAP, vcpu_enable_cap},
         {KVM_GET_STATS_FD, vcpu_stats_fd},
+        {KVM_GET_SUPPORTED_HV_CPUID, vcpu_hv_cpuid},
         {KVM_SET_DEVICE_ATTR, vcpu_set_attr},
         {KVM_GET_DEVICE_ATTR, vcpu_get_attr},
         {KVM_HAS_DEVICE_ATTR, vcpu_has_attr},

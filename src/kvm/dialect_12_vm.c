@@ -54,6 +54,8 @@ static void vm12_free(struct vm *vm)
 		sys_close(x->ring_fd);
 	pthread_mutex_destroy(&x->ring_lock);
 	pthread_mutex_destroy(&x->time_lock);
+	pthread_mutex_destroy(&x->hv_lock);
+	hv_free(x);
 	vm->x12 = NULL;
 	vm_destroy(vm);
 	free(x);
@@ -92,6 +94,7 @@ long vm12_create(unsigned long type, struct made *made)
 	vm_mem_init(&x->smm_mem);
 	pthread_mutex_init(&x->ring_lock, NULL);
 	pthread_mutex_init(&x->time_lock, NULL);
+	pthread_mutex_init(&x->hv_lock, NULL);
 	x->clock_ref_tsc = __rdtsc();
 	x->ring_fd = sealed_memfd("kvm-ring", PAGE_SIZE);
 	rc = x->ring_fd;
@@ -456,6 +459,8 @@ static long set_clock(struct vm *vm, unsigned long arg)
 	for (unsigned n = 0; n < vm->n_vcpu; n++)
 		if (vm->vcpu[n])
 			clock12_update(&vm->vcpu[n]->cpu);
+	if (vm->n_vcpu && vm->vcpu[0])
+		hv_clock_changed(&vm->vcpu[0]->cpu);
 	vm_resume(vm, NULL);
 	pthread_mutex_unlock(&vm->lock);
 	return 0;
