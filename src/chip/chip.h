@@ -33,6 +33,8 @@ struct chip_ops {
 	/* The guest's TSC of a vCPU now, and the host time at which it reaches `tsc`. */
 	u64 (*tsc)(void *owner, unsigned vcpu);
 	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc);
+	/* lapic.stimer_at has come. */
+	void (*stimer)(void *owner, unsigned vcpu);
 	/* chips.next_timer changed. */
 	void (*timer)(void *owner);
 	/* A level-triggered GSI was acknowledged (IOAPIC EOI or i8259). */
@@ -81,6 +83,8 @@ struct lapic {
 	u64 timer_start; /* when the count began; timer counts while timer_at is not NEVER */
 	u64 timer_at;    /* when it fires next */
 	u32 esr_next;
+	u32 auto_eoi[8]; /* vectors that need no EOI */
+	u64 stimer_at;   /* ops->stimer() is called then; NEVER */
 };
 
 struct ioapic {
@@ -180,6 +184,7 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val);
 bool lapic_msr_read(struct lapic *l, u32 msr, u64 *val);
 bool lapic_msr_write(struct lapic *l, u32 msr, u64 val);
 void lapic_set_base(struct lapic *l, u64 base);
+void lapic_set_stimer(struct lapic *l, u64 when);
 void lapic_set_tpr(struct lapic *l, u32 tpr);
 /* A vector that may be delivered now, or -1: look only / take it. The i8259's come through LINT0. */
 int lapic_pending(struct lapic *l, bool take);

@@ -236,7 +236,8 @@ int lapic_pending(struct lapic *l, bool take)
 		vec = -1;
 	if (vec >= 0 && take) {
 		vec_clear(&l->reg[LAPIC_IRR], (u8)vec);
-		vec_set(&l->reg[LAPIC_ISR], (u8)vec);
+		if (!vec_test(l->auto_eoi, (u8)vec))
+			vec_set(&l->reg[LAPIC_ISR], (u8)vec);
 	}
 out:
 	pthread_mutex_unlock(&c->lock);
@@ -512,6 +513,14 @@ void lapic_set_base(struct lapic *l, u64 base)
 			l->reg[LAPIC_LDR] = (l->x2id >> 4) << 16 | 1u << (l->x2id & 15);
 	}
 	kick(l);
+	pthread_mutex_unlock(&l->chips->lock);
+}
+
+void lapic_set_stimer(struct lapic *l, u64 when)
+{
+	pthread_mutex_lock(&l->chips->lock);
+	l->stimer_at = when;
+	chips_timer_changed_locked(l->chips);
 	pthread_mutex_unlock(&l->chips->lock);
 }
 

@@ -56,7 +56,7 @@ struct lapic *chips_add_lapic(struct chips *c, unsigned vcpu)
 	l->chips = c;
 	l->vcpu = vcpu;
 	l->x2id = vcpu;
-	l->timer_at = NEVER;
+	l->timer_at = l->stimer_at = NEVER;
 	pthread_mutex_lock(&c->lock);
 	c->lapic[vcpu] = l;
 	if (vcpu >= c->n_lapic)
@@ -150,9 +150,14 @@ static u64 earliest(const struct chips *c)
 {
 	u64 t = c->pit.next;
 
-	for (unsigned n = 0; n < c->n_lapic; n++)
-		if (c->lapic[n] && c->lapic[n]->timer_at < t)
+	for (unsigned n = 0; n < c->n_lapic; n++) {
+		if (!c->lapic[n])
+			continue;
+		if (c->lapic[n]->timer_at < t)
 			t = c->lapic[n]->timer_at;
+		if (c->lapic[n]->stimer_at < t)
+			t = c->lapic[n]->stimer_at;
+	}
 	return t;
 }
 
@@ -174,9 +179,16 @@ u64 chips_run_timers_locked(struct chips *c)
 	c->next_timer = 0;
 	if (c->pit.next <= now)
 		pit_fire_locked(c, now);
-	for (unsigned n = 0; n < c->n_lapic; n++)
-		if (c->lapic[n] && c->lapic[n]->timer_at <= now)
-			lapic_timer_fire_locked(c->lapic[n], now);
+	for (unsigned n = 0; n < c->n_lapic; n++) {
+		struct lapic *l = c->lapic[n];
+
+		if (l && l->timer_at <= now)
+			lapic_timer_fire_locked(l, now);
+		if (l && l->stimer_at <= now) {
+			l->stimer_at = NEVER;
+			c->ops->stimer(c->owner, n);
+		}
+	}
 	c->next_timer = earliest(c);
 	return c->next_timer;
 }

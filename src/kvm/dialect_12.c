@@ -112,6 +112,9 @@ static const struct {
         {KVM_CAP_X86_SMM, 1},
         {KVM_CAP_HYPERV, 1},
         {KVM_CAP_HYPERV_TIME, 1},
+        {KVM_CAP_HYPERV_SYNIC, 1},
+        {KVM_CAP_HYPERV_SYNIC2, 1},
+        {KVM_CAP_HYPERV_EVENTFD, 1},
         {KVM_CAP_HYPERV_VP_INDEX, 1},
         {KVM_CAP_HYPERV_TLBFLUSH, 1},
         {KVM_CAP_HYPERV_SEND_IPI, 1},
@@ -216,6 +219,9 @@ long vcpu_enable_cap(struct kvm_vcpu *kv, unsigned long arg)
 	if (c.flags)
 		return -EINVAL;
 	switch (c.cap) {
+	case KVM_CAP_HYPERV_SYNIC:
+	case KVM_CAP_HYPERV_SYNIC2:
+		return synic_activate(kv, c.cap == KVM_CAP_HYPERV_SYNIC2);
 	case KVM_CAP_HYPERV_ENFORCE_CPUID:
 		kv->x12->hv_enforce = c.args[0];
 		return 0;

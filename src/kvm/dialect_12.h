@@ -13,6 +13,7 @@
  *   dialect_12_stats.c  counters
  *   dialect_12_smm.c    system management mode
  *   dialect_12_hyperv.c what guests made for Hyper-V expect
+ *   dialect_12_synic.c  its interrupt controller and timers
  *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
  *
  * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
@@ -79,7 +80,8 @@ struct vm12 {
 	bool platform_info_off, payload, triple_fault, emulation_exit;
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
 	struct hv_vm *hv;          /* dialect_12_hyperv.c; NULL: not used yet */
-	pthread_mutex_t hv_lock;   /* protects: *hv */
+	struct hv_conn *hv_conn;   /* KVM_HYPERV_EVENTFD */
+	pthread_mutex_t hv_lock;   /* protects: *hv, hv_conn */
 
 	struct ioev *ioev;
 	unsigned n_ioev;
@@ -99,9 +101,10 @@ struct vm12 {
 #define LATCH_SIPI 2u
 #define LATCH_SMI 4u
 #define LATCH_EOI 8u
+#define LATCH_STIMER 16u
 
 /* Port I/O, or nothing, that the client answers before the next run. */
-enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR };
+enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR, PEND_SYNDBG, PEND_HCALL };
 
 struct vcpu12 {
 	struct kvm_run *run;    /* our mapping of the descriptor's first pages */
@@ -138,8 +141,9 @@ struct vcpu12 {
 	bool msr_denied; /* the RDMSR or WRMSR under way fails: the filter says so */
 	/* dialect_12_hyperv.c: the vCPU is Hyper-V's to its guest, with the words of its CPUID leaves. */
 	bool hv, hv_enforce;
-	u32 hv_eax, hv_edx, hv_says, hv_spin;
-	u32 system_event; /* KVM_SYSTEM_EVENT_x to tell, 0: none */
+	u32 hv_eax, hv_ebx, hv_edx, hv_says, hv_spin, hv_dbg;
+	struct synic *synic; /* dialect_12_synic.c; NULL: not used yet */
+	u32 system_event;    /* KVM_SYSTEM_EVENT_x to tell, 0: none */
 	u64 hv_assist;
 	bool pv_enforce;
 	u32 pv_features; /* of leaf 0x40000001 as it was set */
@@ -329,13 +333,38 @@ long hv_supported_cpuid(unsigned long arg);
 void hv_cpuid_changed(struct vcpu12 *x);
 void hv_clock_changed(struct vcpu *v);
 void hv_free(struct vm12 *x);
+/* Reference time, in units of 100 ns. */
+u64 hv_ref_time(struct vcpu *v);
+/* The client answered a hypercall. */
+void hv_answered(struct kvm_vcpu *kv);
 int hv_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int hv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 /* Are hypercalls Hyper-V's on this vCPU now? Such a call. */
 bool hv_calls(const struct vcpu *v);
-int hv_hypercall(struct vcpu *v);
+/* May the guest (always: the client) use this MSR? */
+bool hv_msr_allowed(const struct vcpu *v, u32 msr, bool host);
+int hv_hypercall(struct vcpu *v, const struct insn *i);
 /* Reset or crash reported by the guest: fills the exit. */
 bool hv_exit(struct kvm_vcpu *kv);
+
+/* ---- dialect_12_synic.c ------------------------------------------------------------------------------------------ */
+
+/* KVM_CAP_HYPERV_SYNIC and _SYNIC2 (keep_pages: what a page held stays when it is put to use). */
+long synic_activate(struct kvm_vcpu *kv, bool keep_pages);
+bool synic_active(const struct vcpu12 *x);
+void synic_free(struct vcpu12 *x);
+/* Timers are looked at, messages that waited are sent. On the vCPU. */
+void synic_poll(struct kvm_vcpu *kv);
+int synic_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
+int synic_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* The client is to hear of a register: fills the exit; its answer to the debugger's. */
+bool synic_exit(struct kvm_vcpu *kv);
+void syndbg_answered(struct kvm_vcpu *kv);
+bool syndbg_takes_calls(struct vcpu *v);
+long hyperv_eventfd(struct vm *vm, unsigned long arg);
+/* Signals the eventfd of a connection; false: there is none. */
+bool hv_conn_signal(struct vm *vm, u32 id);
+void hv_conn_free(struct vm12 *x);
 
 /* ---- dialect_12_pv.c --------------------------------------------------------------------------------------------- */
 

@@ -148,6 +148,11 @@ static void up_smi(void *owner, unsigned id)
 	latch(vcpu_at(owner, id), LATCH_SMI);
 }
 
+static void up_stimer(void *owner, unsigned id)
+{
+	latch(vcpu_at(owner, id), LATCH_STIMER);
+}
+
 static u64 up_tsc(void *owner, unsigned id)
 {
 	struct kvm_vcpu *kv = vcpu_at(owner, id);
@@ -237,6 +242,7 @@ static const struct chip_ops up = {
         .init = up_init,
         .sipi = up_sipi,
         .smi = up_smi,
+        .stimer = up_stimer,
         .tsc = up_tsc,
         .tsc_time = up_tsc_time,
         .timer = up_timer,
@@ -1017,6 +1023,8 @@ static void take_latch(struct kvm_vcpu *kv)
 {
 	u32 what = atomic_exchange(&kv->x12->latch, 0);
 
+	if (what & LATCH_STIMER)
+		synic_poll(kv);
 	if (what & LATCH_SMI)
 		kv->x12->smi_pending = true;
 	/* System management mode keeps an INIT waiting, and never sees a SIPI. */

@@ -4,7 +4,7 @@
  * and friends by MSR, reset and crash reports.
  *
  * A vCPU has these when its CPUID says "Hv#1" at 0x40000001. Invariant: state of the VM changes under hv_lock.
- * GAP(synic): no synthetic interrupt controller, messages, events or synthetic timers; GAP(syndbg): no debugger MSRs.
+ * Its interrupt controller and timers are in dialect_12_synic.c.
  */
 #define _GNU_SOURCE
 #include "dialect_12.h"
@@ -51,6 +51,8 @@ enum {
 /* Leaf 0x40000003. EAX */
 #define HV_HAS_RUNTIME BIT(0)
 #define HV_HAS_TIME BIT(1)
+#define HV_HAS_SYNIC BIT(2)
+#define HV_HAS_STIMER BIT(3)
 #define HV_HAS_APIC BIT(4)
 #define HV_HAS_HYPERCALL BIT(5)
 #define HV_HAS_INDEX BIT(6)
@@ -62,6 +64,12 @@ enum {
 #define HV_HAS_XMM_INPUT BIT(4)
 #define HV_HAS_FREQUENCY_EDX BIT(8)
 #define HV_HAS_CRASH BIT(10)
+#define HV_HAS_DEBUG BIT(11)
+#define HV_HAS_STIMER_DIRECT BIT(19)
+/* EBX */
+#define HV_MAY_POST BIT(4)
+#define HV_MAY_SIGNAL BIT(5)
+#define HV_MAY_DEBUG BIT(11)
 /* Leaf 0x40000004, EAX */
 #define HV_SAYS_TLB_FLUSH BIT(2)
 #define HV_SAYS_APIC BIT(3)
@@ -79,9 +87,11 @@ enum {
 	HV_CALL_FLUSH_LIST_EX = 0x14,
 	HV_CALL_IPI_EX = 0x15,
 	HV_CALL_POST_MESSAGE = 0x5c,
-	HV_CALL_SIGNAL_EVENT = 0x5d
+	HV_CALL_SIGNAL_EVENT = 0x5d,
+	HV_CALL_DEBUG_FIRST = 0x69,
+	HV_CALL_DEBUG_LAST = 0x6b
 };
-enum { HV_SUCCESS = 0, HV_BAD_CODE = 2, HV_BAD_INPUT = 3, HV_BAD_ALIGNMENT = 4, HV_DENIED = 6 };
+enum { HV_SUCCESS = 0, HV_BAD_CODE = 2, HV_BAD_INPUT = 3, HV_BAD_ALIGNMENT = 4, HV_DENIED = 6, HV_REFUSED = 8 };
 
 /* The TSC page. */
 struct hv_tsc {
@@ -116,9 +126,10 @@ long hv_supported_cpuid(unsigned long arg)
 	        {.function = 0x40000001, .eax = HV_SIGNATURE},
 	        {.function = 0x40000002, .eax = 0x3839, .ebx = 0xa0000},
 	        {.function = 0x40000003,
-	         .eax = HV_HAS_RUNTIME | HV_HAS_TIME | HV_HAS_APIC | HV_HAS_HYPERCALL | HV_HAS_INDEX | HV_HAS_RESET |
-	                HV_HAS_TSC_PAGE | HV_HAS_FREQUENCY | HV_HAS_REENLIGHTENMENT,
-	         .edx = HV_HAS_XMM_INPUT | HV_HAS_FREQUENCY_EDX | HV_HAS_CRASH},
+	         .eax = HV_HAS_RUNTIME | HV_HAS_TIME | HV_HAS_SYNIC | HV_HAS_STIMER | HV_HAS_APIC | HV_HAS_HYPERCALL |
+	                HV_HAS_INDEX | HV_HAS_RESET | HV_HAS_TSC_PAGE | HV_HAS_FREQUENCY | HV_HAS_REENLIGHTENMENT,
+	         .ebx = HV_MAY_POST | HV_MAY_SIGNAL | HV_MAY_DEBUG,
+	         .edx = HV_HAS_XMM_INPUT | HV_HAS_FREQUENCY_EDX | HV_HAS_CRASH | HV_HAS_DEBUG | HV_HAS_STIMER_DIRECT},
 	        {.function = 0x40000004,
 	         .eax = HV_SAYS_TLB_FLUSH | HV_SAYS_APIC | HV_SAYS_RELAXED | HV_SAYS_CLUSTER_IPI | HV_SAYS_EX_MASKS,
 	         .ebx = ~0u},
@@ -128,7 +139,7 @@ long hv_supported_cpuid(unsigned long arg)
 	        {.function = 0x4000000a, .eax = BIT(19)},
 	        {.function = 0x40000080, .eax = 0x40000082, .ebx = 0x7263694d, .ecx = 0x666f736f, .edx = 0x76482074},
 	        {.function = 0x40000081, .eax = 0x31235356},
-	        {.function = 0x40000082},
+	        {.function = 0x40000082, .eax = 2},
 	};
 	struct kvm_cpuid2 head;
 	long rc = user_read(&head, (void *)arg, sizeof(head));
@@ -147,11 +158,13 @@ long hv_supported_cpuid(unsigned long arg)
 void hv_cpuid_changed(struct vcpu12 *x)
 {
 	const struct kvm_cpuid_entry2 *id = cpuid12_find(x, 0x40000001, 0), *f = cpuid12_find(x, 0x40000003, 0),
-	                              *says = cpuid12_find(x, 0x40000004, 0);
+	                              *says = cpuid12_find(x, 0x40000004, 0), *dbg = cpuid12_find(x, 0x40000082, 0);
 
 	x->hv = id && id->eax == HV_SIGNATURE;
 	x->hv_eax = f ? f->eax : 0;
+	x->hv_ebx = f ? f->ebx : 0;
 	x->hv_edx = f ? f->edx : 0;
+	x->hv_dbg = dbg ? dbg->eax : 0;
 	x->hv_says = says ? says->eax : 0;
 	x->hv_spin = says ? says->ebx : 0;
 }
@@ -182,6 +195,13 @@ static u64 ref_time(struct vcpu *v, const struct hv_vm *h)
 	if (h->tsc_set)
 		return (u64)((u128)(host + (u64)v->tsc_offset) * h->tsc.scale >> 64) + (u64)h->tsc.offset;
 	return vm12_clock(v->vm, host) / 100;
+}
+
+u64 hv_ref_time(struct vcpu *v)
+{
+	struct hv_vm *h = hv_of(v->vm);
+
+	return h ? ref_time(v, h) : 0;
 }
 
 /* Writes the page anew; sequence 0 tells readers to use the MSR meanwhile. */
@@ -253,8 +273,19 @@ static bool allowed(const struct vcpu12 *x, u32 msr)
 	case HV_TSC_EMULATION_STATUS:
 		return eax & HV_HAS_REENLIGHTENMENT;
 	default:
+		if (msr >= 0x40000080 && msr <= 0x4000009f)
+			return eax & HV_HAS_SYNIC;
+		if (msr >= 0x400000b0 && msr <= 0x400000b7)
+			return eax & HV_HAS_STIMER;
+		if (msr >= 0x400000f1 && msr <= 0x400000ff)
+			return x->hv_edx & HV_HAS_DEBUG;
 		return msr >= HV_CRASH_P0 && msr <= HV_CRASH_CTL && (x->hv_edx & HV_HAS_CRASH);
 	}
+}
+
+bool hv_msr_allowed(const struct vcpu *v, u32 msr, bool host)
+{
+	return host || allowed(x12_of((struct vcpu *)v), msr);
 }
 
 static u64 *stored(struct hv_vm *h, u32 msr)
@@ -594,8 +625,11 @@ static bool call_allowed(const struct vcpu12 *x, u16 code)
 	case HV_CALL_SPIN:
 		return x->hv_spin && x->hv_spin != ~0u;
 	case HV_CALL_POST_MESSAGE:
+		return x->hv_ebx & HV_MAY_POST;
 	case HV_CALL_SIGNAL_EVENT:
-		return false;
+		return x->hv_ebx & HV_MAY_SIGNAL;
+	case HV_CALL_DEBUG_FIRST ... HV_CALL_DEBUG_LAST:
+		return !(x->hv_dbg & 2) || (x->hv_ebx & HV_MAY_DEBUG);
 	case HV_CALL_FLUSH_EX:
 	case HV_CALL_FLUSH_LIST_EX:
 	case HV_CALL_IPI_EX:
@@ -618,6 +652,31 @@ static bool takes_xmm(u16 code)
 	       code == HV_CALL_FLUSH_LIST_EX || code == HV_CALL_IPI_EX;
 }
 
+/* The client does it: KVM_EXIT_HYPERV. */
+#define HV_ASK 0xffffu
+
+/* A message, or an event for a connection that only the client can know. */
+static u32 call_client(struct vcpu *v, const struct hv_call *c)
+{
+	return c->reps || !synic_active(x12_of(v)) ? HV_BAD_INPUT : HV_ASK;
+}
+
+/* A connection's number, and nothing else that anybody uses. */
+static u32 call_signal(struct vcpu *v, const struct hv_call *c)
+{
+	u64 in = c->in;
+
+	if (c->reps)
+		return HV_BAD_INPUT;
+	if (!c->fast && !input(v, c, &in, 1))
+		return HV_BAD_ALIGNMENT;
+	if (in & 0xffff00000000ull)
+		return call_client(v, c);
+	if (in & ~0xffffffull)
+		return HV_BAD_INPUT;
+	return hv_conn_signal(v->vm, (u32)in) ? HV_SUCCESS : call_client(v, c);
+}
+
 static u32 dispatch(struct vcpu *v, const struct hv_call *c)
 {
 	if (!call_allowed(x12_of(v), c->code))
@@ -636,12 +695,35 @@ static u32 dispatch(struct vcpu *v, const struct hv_call *c)
 	case HV_CALL_IPI:
 	case HV_CALL_IPI_EX:
 		return call_ipi(v, c);
+	case HV_CALL_SIGNAL_EVENT:
+		return call_signal(v, c);
+	case HV_CALL_POST_MESSAGE:
+		return call_client(v, c);
+	case HV_CALL_DEBUG_FIRST ... HV_CALL_DEBUG_LAST:
+		if (!(x12_of(v)->hv_dbg & 2))
+			return HV_BAD_CODE;
+		return c->fast ? HV_BAD_INPUT : syndbg_takes_calls(v) ? HV_ASK : HV_REFUSED;
 	default:
 		return HV_BAD_CODE;
 	}
 }
 
-int hv_hypercall(struct vcpu *v)
+static void result_to(struct vcpu *v, u64 result)
+{
+	if (v->mode == MODE_64) {
+		v->r[R_RAX] = result;
+	} else {
+		v->r[R_RDX] = result >> 32;
+		v->r[R_RAX] = (u32)result;
+	}
+}
+
+void hv_answered(struct kvm_vcpu *kv)
+{
+	result_to(&kv->cpu, kv->x12->run->hyperv.u.hcall.result);
+}
+
+int hv_hypercall(struct vcpu *v, const struct insn *i)
 {
 	const struct vcpu12 *x = x12_of(v);
 	struct hv_call c;
@@ -666,13 +748,23 @@ int hv_hypercall(struct vcpu *v)
 	if (c.fast && takes_xmm(c.code) && x->hv_enforce && !(x->hv_edx & HV_HAS_XMM_INPUT))
 		return excp_raise(v, EXC_UD);
 	result = dispatch(v, &c);
+	if (result == HV_ASK) {
+		struct vcpu12 *x2 = x12_of(v);
+
+		x2->run->exit_reason = KVM_EXIT_HYPERV;
+		memset(&x2->run->hyperv, 0, sizeof(x2->run->hyperv));
+		x2->run->hyperv.type = KVM_EXIT_HYPERV_HCALL;
+		x2->run->hyperv.u.hcall.input = control;
+		x2->run->hyperv.u.hcall.params[0] = c.in;
+		x2->run->hyperv.u.hcall.params[1] = c.out;
+		x2->pend = PEND_HCALL;
+		x2->pend_rip = v->r[R_RIP];
+		x2->pend_io = (struct pio){.len = i->len};
+		v->exit.reason = EXIT_OWNER;
+		return STEP_EXIT;
+	}
 	if (result == HV_SUCCESS)
 		result |= (u64)c.reps << 32;
-	if (v->mode == MODE_64) {
-		v->r[R_RAX] = result;
-	} else {
-		v->r[R_RDX] = result >> 32;
-		v->r[R_RAX] = (u32)result;
-	}
+	result_to(v, result);
 	return STEP_OK;
 }

@@ -74,6 +74,8 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	if (!slot) {
 		int rc = smm_msr_read(v, msr, val, host);
 
+		if (rc == MSR_PASS && hv_msr_allowed(v, msr, host))
+			rc = synic_msr_read(v, msr, val, host);
 		if (rc == MSR_PASS)
 			rc = hv_msr_read(v, msr, val, host);
 		return rc != MSR_PASS ? rc : pv_msr_read(v, msr, val);
@@ -172,6 +174,8 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	if (mce_slot(x, msr))
 		return mce_write(x, msr, val, host);
 	rc = smm_msr_write(v, msr, val, host);
+	if (rc == MSR_PASS && hv_msr_allowed(v, msr, host))
+		rc = synic_msr_write(v, msr, val, host);
 	if (rc == MSR_PASS)
 		rc = hv_msr_write(v, msr, val, host);
 	return rc != MSR_PASS ? rc : pv_msr_write(v, msr, val, host);

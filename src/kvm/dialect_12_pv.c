@@ -292,7 +292,7 @@ int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd)
 	if (amd != cpuid_is_amd())
 		return patch_hypercall(v);
 	if (unlikely(hv_calls(v)))
-		return hv_hypercall(v);
+		return hv_hypercall(v, i);
 	if (v->cpl != 0) {
 		ret = (u64)-KVM_EPERM;
 		goto out;

@@ -175,6 +175,7 @@ void vcpu12_free(struct kvm_vcpu *kv)
 	if (x->run)
 		munmap(x->run, RUN_PAGES * PAGE_SIZE);
 	stat12_vcpu_free(x);
+	synic_free(x);
 	vcpu_destroy(kv);
 	free(x);
 }
@@ -379,8 +380,16 @@ static bool complete(struct kvm_vcpu *kv)
 		mmio_answer(&v->mmu, data);
 		return false;
 	}
+	if (pend == PEND_SYNDBG) {
+		syndbg_answered(kv);
+		return false;
+	}
 	if (v->r[R_RIP] != x->pend_rip)
 		return false;
+	if (pend == PEND_HCALL) {
+		hv_answered(kv);
+		return step_over(v, io->len);
+	}
 	if (pend == PEND_MSR)
 		return complete_msr(kv);
 	if (io->string) {
@@ -595,7 +604,7 @@ static void run_guest(struct kvm_vcpu *kv)
 			v->exit.reason = EXIT_INTR;
 			return;
 		}
-		if (unlikely(eoi12_exit(kv) || hv_exit(kv))) {
+		if (unlikely(eoi12_exit(kv) || hv_exit(kv) || synic_exit(kv))) {
 			v->exit.reason = EXIT_OWNER;
 			return;
 		}

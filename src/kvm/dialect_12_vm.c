@@ -56,6 +56,7 @@ static void vm12_free(struct vm *vm)
 	pthread_mutex_destroy(&x->time_lock);
 	pthread_mutex_destroy(&x->hv_lock);
 	hv_free(x);
+	hv_conn_free(x);
 	vm->x12 = NULL;
 	vm_destroy(vm);
 	free(x);
@@ -486,6 +487,7 @@ static const struct {
         {KVM_SET_NR_MMU_PAGES, nr_mmu_pages},
         {KVM_ENABLE_CAP, vm_enable_cap},
         {KVM_GET_STATS_FD, vm_stats_fd},
+        {KVM_HYPERV_EVENTFD, hyperv_eventfd},
         {KVM_SET_BOOT_CPU_ID, set_boot_cpu_id},
         {KVM_X86_SET_MSR_FILTER, set_msr_filter},
         {KVM_GET_CLOCK, get_clock},
