@@ -1,10 +1,12 @@
 /*
- * chaos.c: DEVKVM_CHAOS=SEED[,spoil=KIND[/N]]: choices that the translator may make at any time, made at random, so
- * that a run goes through states which are rare otherwise. What the guest sees must not change.
+ * chaos.c: DEVKVM_CHAOS=SEED[,exact-flags][,spoil=KIND[/N]]: choices that the translator may make at any time, made at
+ * random, so that a run goes through states which are rare otherwise. What the guest sees must not change.
  *
  * At random are: the length of each block, whether two blocks are linked, the size of the code memory (small), and
  * before each entry to translated code a flush of the TLB or a part of it, of all translations, a new epoch, a kick, an
  * interrupt request that nobody made.
+ *
+ * `exact-flags` takes no arithmetic flag for dead: what goes wrong without and right with it is a matter of liveness.
  *
  * `spoil` translates every Nth instruction of a kind wrong, for tests that a check finds it: `alu` does another
  * operation, `address` is off by one byte, `flags` takes living flags for dead.
@@ -37,6 +39,7 @@ void chaos_create(struct jit *j, size_t *code_size)
 	j->chaos.on = true;
 	j->chaos.rng = (strtoull(s, &end, 0) + 1) * 0x9e3779b97f4a7c15ull | 1;
 	*code_size = (256u << 10) + (size_t)chaos_rnd(j, 256) * PAGE_SIZE;
+	j->chaos.exact_flags = strstr(end, "exact-flags");
 	spoil = strstr(end, "spoil=");
 	if (!spoil)
 		return;

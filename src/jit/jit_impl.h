@@ -205,7 +205,8 @@ struct jit {
 	struct lockstep *lockstep;
 	struct {
 		bool on;
-		u8 spoil; /* SPOIL_x: translate something wrong */
+		bool exact_flags; /* all arithmetic flags are taken for alive at all times */
+		u8 spoil;         /* SPOIL_x: translate something wrong */
 		u32 spoil_every, n_spoilt, n_eligible;
 		u64 rng;
 	} chaos;

@@ -29,6 +29,8 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 {
 	u8 need = 0, killed = 0;
 
+	if (unlikely(c->j->chaos.exact_flags))
+		return F_ALL;
 	for (unsigned n = 0; n < 8; n++) {
 		unsigned off = (unsigned)(rip & ~PAGE_MASK), room = (unsigned)PAGE_SIZE - off;
 		struct insn i;
@@ -186,7 +188,7 @@ void liveness(struct trans *c)
 			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
 			live |= c->look_taken[k];
 		}
-		live = (u8)((live & ~n->fw) | n->fr);
+		live = unlikely(c->j->chaos.exact_flags) ? F_ALL : (u8)((live & ~n->fw) | n->fr);
 		c->live_in[k] = live;
 	}
 }

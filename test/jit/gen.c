@@ -35,6 +35,16 @@ void gen_seed(u64 seed)
 		gen_rnd(2);
 }
 
+u64 gen_state(void)
+{
+	return rng;
+}
+
+void gen_set_state(u64 state)
+{
+	rng = state;
+}
+
 u32 gen_rnd(u32 n)
 {
 	rng ^= rng << 13;
@@ -493,6 +503,7 @@ static void gen_site(unsigned kind)
 		for (unsigned n = 0; n < 4; n++)
 			e1(&e, four[0][n]);
 	}
+	memset(prog->meant + (at - prog->bytes), true, kind == SITE_NOP4 ? 4 : 1);
 	/* Stores that waited for it. */
 	for (unsigned n = 0; n < n_wait; n++) {
 		u64 to = (u64)(uintptr_t)at + (u64)e.delta;
@@ -739,6 +750,7 @@ void gen_program(const struct gen_env *env_, struct program *p)
 	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
 	p->n_insns = p->n_chunks = 0;
 	n_sites = n_wait = 0;
+	memset(p->meant, 0, sizeof(p->meant));
 	while (n--) {
 		p->chunk[p->n_chunks++] = (u16)(e.p - p->bytes);
 		gen_one(0);
