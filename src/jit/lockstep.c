@@ -31,7 +31,7 @@
 #include "../interp/interp_impl.h"
 #include "trans.h"
 
-#define PAGES_MAX 4096u
+#define PAGES_MAX 65536u
 #define STEPS_MAX 20000u
 
 struct lpage {
@@ -59,7 +59,7 @@ struct lockstep {
 	struct vcpu_exit exit;
 	unsigned steps;
 	unsigned n_pages;
-	struct lpage *page;
+	struct lpage *page, *last;
 	bool first, tables, stray, full;
 	gva_t stray_gva;
 	u64 carry_rip, carry_flags, carry_insns, exact_flags; /* the interpreter's flags behind the last block */
@@ -221,7 +221,7 @@ static bool on_store(struct mmu *m, gva_t gva, gpa_t gpa, u8 *hva, unsigned len,
 	struct vcpu *v = container_of(m, struct vcpu, mmu);
 	struct lockstep *l = v->jit->lockstep;
 	u8 *at = hva - (gpa & ~PAGE_MASK);
-	struct lpage *p = page_of(l, at);
+	struct lpage *p = l->last && l->last->hva == at ? l->last : page_of(l, at);
 
 	if (!l->first) {
 		if (!p && !l->stray) {
@@ -241,6 +241,7 @@ static bool on_store(struct mmu *m, gva_t gva, gpa_t gpa, u8 *hva, unsigned len,
 		memcpy(p->old, at, PAGE_SIZE);
 		memcpy(p->got, at, PAGE_SIZE);
 	}
+	l->last = p;
 	if (gva == ~0ull) {
 		l->tables = true;
 	} else if (!p->data) {
@@ -307,6 +308,7 @@ static void run_interp(struct vcpu *v, struct lockstep *l, const struct tb *tb)
 	bool forget = (l->rnd = l->rnd * 1664525u + 1013904223u) >> 29 == 0;
 
 	l->n_pages = 0;
+	l->last = NULL;
 	l->tables = l->stray = l->full = false;
 	tlb_flush_writes(&v->mmu);
 	if (forget)
@@ -555,6 +557,8 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 	v->mmu.store_hook = NULL;
 	l->n_checked++;
 	tb->checks++;
+	if (l->full)
+		fprintf(stderr, "lockstep: more than %u pages stored to, which it cannot compare\n", PAGES_MAX);
 	if (!ok) {
 		report(v, l, tb, left);
 		if ((l->start.rflags ^ l->exact_flags) & FLAGS_ARITH)
