@@ -37,7 +37,6 @@ int sealed_memfd(const char *name, u64 size)
 	 KVM_X86_QUIRK_OUT_7E_INC_RIP)
 #define MSR_EXITS (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 
-/* GAP(dirty-ring): DIRTY_LOG_RING. */
 static const struct {
 	unsigned cap;
 	int val;
@@ -129,6 +128,8 @@ static const struct {
 
 long cap_check(unsigned long cap)
 {
+	if (cap == KVM_CAP_DIRTY_LOG_RING || cap == KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+		return ring_cap();
 	if (cap == KVM_CAP_NR_VCPUS)
 		return sysconf(_SC_NPROCESSORS_ONLN);
 	for (unsigned n = 0; n < ARRAY_SIZE(caps); n++)
@@ -178,6 +179,9 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 			return -EINVAL;
 		x->emulation_exit = c->args[0];
 		return 0;
+	case KVM_CAP_DIRTY_LOG_RING:
+	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+		return ring_enable(vm, c->args[0]);
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return split_irqchip(vm, c->args[0]);
 	case KVM_CAP_X2APIC_API:

@@ -10,6 +10,7 @@
  *   dialect_12_regs.c   a vCPU's registers in the interface's structures
  *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
  *   dialect_12_msr.c    MSRs: lists, filter, machine checks
+ *   dialect_12_ring.c   the dirty ring
  *   dialect_12_stats.c  counters
  *   dialect_12_smm.c    system management mode
  *   dialect_12_hyperv.c what guests made for Hyper-V expect
@@ -73,6 +74,7 @@ struct vm12 {
 
 	/* What KVM_ENABLE_CAP changed. */
 	u64 quirks_off;
+	u32 ring_size;               /* bytes of each vCPU's dirty ring; 0: bitmaps */
 	u32 max_vcpu_id;             /* 0: not set */
 	u32 boot_id;                 /* KVM_SET_BOOT_CPU_ID */
 	u32 msr_exits;               /* KVM_MSR_EXIT_REASON_x */
@@ -120,7 +122,11 @@ struct vcpu12 {
 	bool inject;      /* cpu.excp waits for the next run */
 	bool fresh_excp;  /* the same, as the client calls it: pending, with its payload, and not yet injected */
 	bool triple;      /* a triple fault waits to be told */
-	u64 *stat;        /* by enum devkvm_counter */
+	/* dialect_12_ring.c */
+	struct kvm_dirty_gfn *dirty_ring;
+	u32 dirty_n, dirty_first, dirty_next;
+	pthread_mutex_t dirty_lock; /* protects: the ring and its indices */
+	u64 *stat;                  /* by enum devkvm_counter */
 	struct stat_file *stat_file;
 	int stat_fd;
 	/* dialect_12_smm.c */
@@ -181,6 +187,8 @@ int sealed_memfd(const char *name, u64 size);
 long vm12_create(unsigned long type, struct made *made);
 /* Nanoseconds of the VM's kvmclock at a host TSC. */
 u64 vm12_clock(const struct vm *vm, u64 host_tsc);
+/* The slot of an address space and number as the interface has them; NULL: none. */
+struct memslot *slot12_get(struct vm *vm, u32 slot);
 /* Guest TSC ticks a millisecond, the host's. */
 u32 tsc_khz(void);
 
@@ -295,6 +303,19 @@ void cpuid12_phys_bits(struct kvm_vcpu *kv);
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
 /* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */
 bool pv_has(const struct vcpu12 *x, unsigned feature);
+
+/* ---- dialect_12_ring.c ------------------------------------------------------------------------------------------- */
+
+/* KVM_CAP_DIRTY_LOG_RING: what the capability answers; switching it on. */
+long ring_cap(void);
+int ring_enable(struct vm *vm, u64 size);
+/* Size of a vCPU's descriptor, and our mapping of the ring in it. */
+u64 ring_file_size(const struct vm *vm, u64 otherwise);
+int ring_map(struct vcpu12 *x, const struct vm *vm, int fd);
+void ring_unmap(struct vcpu12 *x);
+bool ring_full(const struct vcpu12 *x);
+void ring_note(struct memslot *s, u64 page);
+long ring_reset(struct vm *vm, unsigned long arg);
 
 /* ---- dialect_12_stats.c ------------------------------------------------------------------------------------------ */
 

@@ -175,6 +175,7 @@ void vcpu12_free(struct kvm_vcpu *kv)
 	if (x->run)
 		munmap(x->run, RUN_PAGES * PAGE_SIZE);
 	stat12_vcpu_free(x);
+	ring_unmap(x);
 	synic_free(x);
 	vcpu_destroy(kv);
 	free(x);
@@ -230,7 +231,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	x = calloc(1, sizeof(*x));
 	if (!x)
 		return -ENOMEM;
-	fd = sealed_memfd("kvm-vcpu", RUN_PAGES * PAGE_SIZE);
+	fd = sealed_memfd("kvm-vcpu", ring_file_size(vm, RUN_PAGES * PAGE_SIZE));
 	if (fd < 0) {
 		free(x);
 		return fd;
@@ -239,6 +240,9 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	rc = -ENOMEM;
 	if (x->run == MAP_FAILED)
 		goto fail;
+	rc = ring_map(x, vm, fd);
+	if (rc < 0)
+		goto fail_map;
 	x->irq = -1;
 	x->mp_state = KVM_MP_STATE_RUNNABLE;
 	x->check_state = true;
@@ -279,6 +283,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	*made = (struct made){.kind = FILE_VCPU, .vm = vm, .kv = kv};
 	return fd;
 fail_map:
+	ring_unmap(x);
 	munmap(x->run, RUN_PAGES * PAGE_SIZE);
 fail:
 	sys_close(fd);
@@ -602,6 +607,11 @@ static void run_guest(struct kvm_vcpu *kv)
 		             kv->x12->smi_pending) &&
 		    !vcpu12_wait(kv)) {
 			v->exit.reason = EXIT_INTR;
+			return;
+		}
+		if (unlikely(ring_full(kv->x12))) {
+			kv->x12->run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+			v->exit.reason = EXIT_OWNER;
 			return;
 		}
 		if (unlikely(eoi12_exit(kv) || hv_exit(kv) || synic_exit(kv))) {

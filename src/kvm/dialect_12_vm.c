@@ -129,7 +129,7 @@ static bool slot_number(u32 slot, u32 *as, u32 *id)
 	return *as < SPACES_12 && *id < SLOTS_12;
 }
 
-static struct memslot *slot_get(struct vm *vm, u32 slot)
+struct memslot *slot12_get(struct vm *vm, u32 slot)
 {
 	u32 as, id;
 
@@ -172,7 +172,7 @@ static int slot_log(struct vm12 *x, struct memslot *s, bool on)
 	if (on == !!s->dirty)
 		return 0;
 	rc = memslot_set_dirty_log(s, on);
-	if (rc == 0 && on && (x->manual_protect & KVM_DIRTY_LOG_INITIALLY_SET))
+	if (rc == 0 && on && (x->manual_protect & KVM_DIRTY_LOG_INITIALLY_SET) && !x->ring_size)
 		for (u64 page = 0; page < memslot_pages(s); page++)
 			memslot_mark_dirty(s, s->gpa + (page << PAGE_SHIFT));
 	return rc;
@@ -193,6 +193,8 @@ static int slot_new(struct vm *vm, const struct kvm_userspace_memory_region *r)
 	s->size = r->memory_size;
 	s->hva = (u8 *)(uintptr_t)r->userspace_addr;
 	s->flags = r->flags & KVM_MEM_READONLY ? MEMSLOT_READONLY : 0;
+	s->owner = vm;
+	s->dirtied = vm->x12->ring_size ? ring_note : NULL;
 	rc = slot_log(vm->x12, s, r->flags & KVM_MEM_LOG_DIRTY_PAGES);
 	if (rc == 0)
 		rc = memslot_add(slot_space(vm, r->slot), s);
@@ -207,7 +209,7 @@ static int slot_new(struct vm *vm, const struct kvm_userspace_memory_region *r)
 static int region_locked(struct vm *vm, const struct kvm_userspace_memory_region *r)
 {
 	struct vm_mem *mem = slot_space(vm, r->slot);
-	struct memslot *s = slot_get(vm, r->slot);
+	struct memslot *s = slot12_get(vm, r->slot);
 	int rc;
 
 	if (!r->memory_size) {
@@ -286,11 +288,13 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
+	if (vm->x12->ring_size)
+		return -ENXIO;
 	if (!slot_number(log.slot, &as, &id))
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	vm_stop(vm, NULL);
-	s = slot_get(vm, log.slot);
+	s = slot12_get(vm, log.slot);
 	rc = -ENOENT;
 	if (!s || !s->dirty)
 		goto out;
@@ -322,11 +326,13 @@ static long clear_dirty_log(struct vm *vm, unsigned long arg)
 
 	if (rc < 0)
 		return rc;
+	if (vm->x12->ring_size)
+		return -ENXIO;
 	if (!slot_number(log.slot, &as, &id) || (log.first_page & 63))
 		return -EINVAL;
 	pthread_mutex_lock(&vm->lock);
 	vm_stop(vm, NULL);
-	s = slot_get(vm, log.slot);
+	s = slot12_get(vm, log.slot);
 	rc = -ENOENT;
 	if (!s || !s->dirty)
 		goto out;
@@ -487,6 +493,7 @@ static const struct {
         {KVM_SET_NR_MMU_PAGES, nr_mmu_pages},
         {KVM_ENABLE_CAP, vm_enable_cap},
         {KVM_GET_STATS_FD, vm_stats_fd},
+        {KVM_RESET_DIRTY_RINGS, ring_reset},
         {KVM_HYPERV_EVENTFD, hyperv_eventfd},
         {KVM_SET_BOOT_CPU_ID, set_boot_cpu_id},
         {KVM_X86_SET_MSR_FILTER, set_msr_filter},

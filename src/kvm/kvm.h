@@ -90,6 +90,8 @@ void run_end(struct kvm_vcpu *kv);
 /* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
  * handler must not run? If so the run is told to end with EXIT_INTR. */
 bool run_interrupted_by_signal(void);
+/* The vCPU that the calling thread executes, between run_begin() and run_end(); else NULL. */
+struct vcpu *run_current(void);
 /* Did a signal come to this thread since run_begin()? */
 bool run_signalled(void);
 

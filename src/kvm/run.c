@@ -16,6 +16,11 @@ static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("i
 
 static _Thread_local volatile bool signalled __attribute__((tls_model("initial-exec")));
 
+struct vcpu *run_current(void)
+{
+	return in_engine;
+}
+
 bool run_signalled(void)
 {
 	return signalled;

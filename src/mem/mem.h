@@ -28,6 +28,8 @@ struct memslot {
 	_Atomic(u64) *dirty; /* bit a page; NULL when not logging */
 	_Atomic(u64) *code;  /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
 	void *owner;         /* for the layer that made the slot */
+	/* A page's dirty bit was set: NULL: nobody needs to hear. */
+	void (*dirtied)(struct memslot *s, u64 page);
 };
 
 struct vm_mem {

@@ -53,7 +53,12 @@ struct memslot *memslot_find(const struct vm_mem *vm, gpa_t gpa)
 
 bool memslot_overlaps(const struct vm_mem *vm, gpa_t gpa, u64 size, const struct memslot *except)
 {
-	for (unsigned n = 0; n < vm->nslots; n++) {
+	/* Slots do not overlap each other: of those that begin at or below, only the last can reach `gpa`. `except` may
+	 * hide the one before it. */
+	unsigned n = slots_upto(vm, gpa);
+
+	n = n > 2 ? n - 2 : 0;
+	for (; n < vm->nslots && vm->slot[n]->gpa < gpa + size; n++) {
 		const struct memslot *s = vm->slot[n];
 
 		if (s != except && gpa < s->gpa + s->size && s->gpa < gpa + size)
@@ -74,7 +79,10 @@ static size_t bitmap_words(const struct memslot *slot)
 
 int memslot_add(struct vm_mem *vm, struct memslot *slot)
 {
-	struct memslot **bigger = realloc(vm->slot, (vm->nslots + 1) * sizeof(*bigger));
+	/* Room for a power of two of them. */
+	bool full = !(vm->nslots & (vm->nslots - 1));
+	struct memslot **bigger =
+	        full ? realloc(vm->slot, (vm->nslots ? 2 * vm->nslots : 1) * sizeof(*bigger)) : vm->slot;
 	unsigned at;
 
 	if (!bigger)
@@ -144,6 +152,9 @@ void memslot_mark_dirty(struct memslot *slot, gpa_t gpa)
 {
 	u64 page = (gpa - slot->gpa) >> PAGE_SHIFT;
 
-	if (slot->dirty)
-		atomic_fetch_or(&slot->dirty[page / 64], BIT(page % 64));
+	if (!slot->dirty)
+		return;
+	if (!(atomic_fetch_or(&slot->dirty[page / 64], BIT(page % 64)) & BIT(page % 64)) &&
+	    unlikely(slot->dirtied != NULL))
+		slot->dirtied(slot, page);
 }

@@ -244,6 +244,58 @@ TEST(client_answers_msrs)
 	guest_close(&g);
 }
 
+/* ---- the dirty ring ---------------------------------------------------------------------------------------------- */
+
+/* The guest writes a byte to each of 224 pages from 0x10000 on, again and again. */
+TEST(dirty_ring)
+{
+	struct kvm_enable_cap c = {.cap = KVM_CAP_DIRTY_LOG_RING, .args = {4096}};
+	struct kvm_dirty_gfn *ring;
+	unsigned seen = 0, next = 0, full = 0;
+	bool page[224] = {0};
+	struct kvm_dirty_log log = {.slot = 0};
+	struct guest g;
+
+	memset(&g, 0, sizeof(g));
+	g.size = 0x100000;
+	g.kvm = kopen();
+	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), 0);
+	CHECK_ERR(kioctl(g.vm, KVM_ENABLE_CAP, &c), EINVAL);
+	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_EQ(region(g.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, g.size, g.ram), 0);
+	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
+	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	ring = kmmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
+	CHECK(ring != MAP_FAILED);
+	CHECK_ERR(kioctl(g.vm, KVM_GET_DIRTY_LOG, &log), ENXIO);
+	/* mov bx, 0x1000; l: mov ds, bx; inc byte [0]; add bx, 0x100; cmp bx, 0xf000; jne l; out 0x10, al; jmp start */
+	CODE(&g, 0x1000, 0xbb, 0, 0x10, 0x8e, 0xdb, 0xfe, 6, 0, 0, 0x81, 0xc3, 0, 1, 0x81, 0xfb, 0, 0xf0, 0x75, 0xf0,
+	     0xe6, 0x10, 0xeb, 0xe9);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned n = 0; n < 20 && (seen < 224 || !full); n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		full += g.run->exit_reason == KVM_EXIT_DIRTY_RING_FULL;
+		/* The client leaves the first round alone, so that the ring fills up. */
+		for (; full && (ring[next % 256].flags & KVM_DIRTY_GFN_F_DIRTY); next++) {
+			struct kvm_dirty_gfn *e = &ring[next % 256];
+
+			CHECK_EQ(e->slot, 0);
+			if (e->offset >= 0x10 && e->offset < 0xf0) {
+				seen += !page[e->offset - 0x10];
+				page[e->offset - 0x10] = true;
+			}
+			e->flags |= KVM_DIRTY_GFN_F_RESET;
+		}
+		CHECK(kioctl(g.vm, KVM_RESET_DIRTY_RINGS, 0L) >= 0);
+	}
+	CHECK_EQ(seen, 224);
+	CHECK(full > 0);
+	munmap(ring, 4096);
+	guest_close(&g);
+}
+
 /* ---- a thousand VMs ---------------------------------------------------------------------------------------------- */
 
 static unsigned entries(const char *path)
