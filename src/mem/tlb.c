@@ -10,7 +10,7 @@
 
 #include "../x86/pte.h"
 
-#define TLB_DEAD 3ull
+#define TLB_DEAD 0x803ull
 
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 {

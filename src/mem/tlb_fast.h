@@ -5,7 +5,8 @@
  *  - an entry matches only if the whole access may be done straight through the host pointer: translation present and
  *    permitted for this access kind and context, RAM, A set (and D for writes), not watched by a debug register; for
  *    writes also: page holds no cached code, is not waiting to be marked dirty, is not read-only;
- *  - tag is the GVA's page address; an empty entry has a tag no page has (bit 0 set);
+ *  - tag is the GVA's page address; an empty entry has a tag no page has (bit 0 set; and bit 11, as
+ *    translated code compares the lowest bits of aligned vector accesses too)
  *  - comparing the page of the access' last byte with the tag refuses page-crossing accesses for free.
  */
 #ifndef DEVKVM_MEM_TLB_FAST_H
@@ -15,7 +16,7 @@
 
 #define TLB_BITS 10
 #define TLB_SIZE (1u << TLB_BITS)
-#define TLB_EMPTY 1ull
+#define TLB_EMPTY 0x801ull
 
 /* Who asks: a set of TLB arrays each. */
 enum tlb_ctx {

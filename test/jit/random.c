@@ -605,6 +605,8 @@ static int one_round(struct setup *u, struct side *j)
 		}
 		run(i);
 		run(j);
+		if (b->exit.reason == EXIT_INTERNAL)
+			return DIFFER;
 		if (a->exit.reason == EXIT_INTR || b->exit.reason == EXIT_INTR)
 			return ABANDONED;
 		if (!same(u, i, j))
