@@ -125,6 +125,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) $(TEST_INC) $(LDFLAGS) -o $@ $^ $(VMM_LIBS)
 
 -include $(wildcard $(T)/*.d) $(INSN_OBJ:.o=.d) $(BUILD)/test/insn/engine_test.d $(BUILD)/test/insn/smoke.d \
+	$(wildcard $(BUILD)/test/jit/*.d) \
 	$(wildcard $(BUILD)/test/system/*.d)
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency

@@ -605,7 +605,7 @@ static int one_round(struct setup *u, struct side *j)
 		}
 		run(i);
 		run(j);
-		if (b->exit.reason == EXIT_INTERNAL)
+		if (b->exit.reason == EXIT_INTERNAL && a->exit.reason != EXIT_INTERNAL)
 			return DIFFER;
 		if (a->exit.reason == EXIT_INTR || b->exit.reason == EXIT_INTR)
 			return ABANDONED;
