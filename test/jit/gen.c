@@ -103,7 +103,7 @@ static struct rm any_mem(void)
 	if (rnd(60) == 0) /* anywhere: faults */
 		return rm_sib(any_reg(), rnd(2) ? any_reg() : H_NONE, rnd(4), disp);
 	if (rnd(400) == 0) /* the null page */
-		return rm_sib(H_NONE, H_NONE, 0, (s32)rnd(64));
+		return rm_sib(H_NONE, H_NONE, 0, rnd(2) ? 1 : (s32)rnd(64));
 	if (rnd(24) == 0)
 		return rm_sib(H_NONE, H_NONE, 0, (s32)(env->data_abs + rnd(4000)));
 	return rm_mem(b, disp);
