@@ -20,10 +20,15 @@
 #define NAME_SIZE 48
 #define STAT_FILE DEVKVM_STAT_VCPU(VM_MAX_VCPUS)
 
+/* struct kvm_stats_desc with its name, which there has no size. */
 struct stat_desc {
-	struct kvm_stats_desc head;
+	u32 flags;
+	s16 exponent;
+	u16 size;
+	u32 offset, bucket_size;
 	char name[NAME_SIZE];
 };
+_Static_assert(offsetof(struct stat_desc, name) == offsetof(struct kvm_stats_desc, name), "kvm_stats_desc");
 
 /* What a KVM_GET_STATS_FD file holds. */
 struct stat_file {
@@ -143,10 +148,10 @@ static int stat_new(const char *id, const char *const *name, unsigned n, bool gr
 	                                    .data_offset = offsetof(struct stat_file, data)};
 	snprintf(f->id, sizeof(f->id), "%s", id);
 	for (unsigned k = 0; k < n; k++) {
-		f->desc[k].head.flags = (grow ? KVM_STATS_TYPE_CUMULATIVE : KVM_STATS_TYPE_INSTANT) |
-		                        KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10;
-		f->desc[k].head.size = 1;
-		f->desc[k].head.offset = k * 8;
+		f->desc[k].flags = (grow ? KVM_STATS_TYPE_CUMULATIVE : KVM_STATS_TYPE_INSTANT) | KVM_STATS_UNIT_NONE |
+		                   KVM_STATS_BASE_POW10;
+		f->desc[k].size = 1;
+		f->desc[k].offset = k * 8;
 		snprintf(f->desc[k].name, NAME_SIZE, "%s", name[k]);
 	}
 	*out = f;
