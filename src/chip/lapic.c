@@ -69,15 +69,6 @@ static void kick(struct lapic *l)
 	l->chips->ops->kick(l->chips->owner, l->vcpu);
 }
 
-void lapic_changed_locked(struct lapic *l)
-{
-	if (l->x2apic) {
-		l->reg[LAPIC_ID] = l->x2id;
-		l->reg[LAPIC_LDR] = (l->x2id >> 4) << 16 | 1u << (l->x2id & 15);
-	}
-	kick(l);
-}
-
 void lapic_reset_locked(struct lapic *l, bool init)
 {
 	u32 id = l->reg[LAPIC_ID];
@@ -112,7 +103,7 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 	case MODE_LOWEST:
 		if (!l->enabled || vector < 16)
 			return -1;
-		if (!sw_enabled(l))
+		if (!sw_enabled(l)) /* it is the destination all the same */
 			return 0;
 		fresh = !vec_test(&l->reg[LAPIC_IRR], vector);
 		vec_set(&l->reg[LAPIC_IRR], vector);
@@ -285,6 +276,31 @@ static void timer_start(struct lapic *l)
 		l->timer_at = now + l->reg[LAPIC_TIMER_INIT] * timer_tick(l);
 	}
 	chips_timer_changed_locked(l->chips);
+}
+
+/* From the restored registers: a deadline was set apart from them, a count goes on from where it was. */
+static void timer_restart(struct lapic *l)
+{
+	u32 left = l->reg[LAPIC_TIMER_NOW];
+
+	timer_start(l);
+	if (timer_mode(l) == TIMER_DEADLINE || l->timer_at == NEVER)
+		return;
+	if (left == 0 && timer_mode(l) != TIMER_PERIODIC)
+		l->timer_at = l->timer_start;
+	else if (left && left < l->reg[LAPIC_TIMER_INIT])
+		l->timer_at = l->timer_start + left * timer_tick(l);
+	chips_timer_changed_locked(l->chips);
+}
+
+void lapic_changed_locked(struct lapic *l)
+{
+	if (l->x2apic) {
+		l->reg[LAPIC_ID] = l->x2id;
+		l->reg[LAPIC_LDR] = (l->x2id >> 4) << 16 | 1u << (l->x2id & 15);
+	}
+	timer_restart(l);
+	kick(l);
 }
 
 static u32 timer_now(const struct lapic *l)

@@ -263,6 +263,21 @@ static void irqfd_fire(struct chips12 *x, struct irqfd *f)
 		gsi_set_locked(x->chips, f->gsi, SOURCE_IRQFD, false);
 }
 
+/*
+ * On a kernel an irqfd's interrupt is there as soon as its event is signalled; here the helper thread may not have seen
+ * it yet. So whoever saves state, or changes where interrupts go, has the events looked at before: all, or of one
+ * irqfd.
+ */
+static void irqfds_settle_locked(struct chips12 *x, struct irqfd *one)
+{
+	for (struct irqfd *f = x->irqfd; f; f = f->next) {
+		struct pollfd p = {.fd = f->fd, .events = POLLIN};
+
+		if ((!one || f == one) && poll(&p, 1, 0) == 1 && (p.revents & POLLIN))
+			irqfd_fire(x, f);
+	}
+}
+
 /* Fills `p` with what to wait for: our wake-up, then the irqfds in list order. */
 static struct pollfd *poll_list(struct chips12 *x, struct pollfd *p, unsigned *n)
 {
@@ -312,7 +327,7 @@ static void *helper(void *arg)
 
 			for (unsigned k = 1; k < n && f; k++, f = f->next)
 				if (p[k].revents & POLLIN)
-					irqfd_fire(x, f);
+					irqfds_settle_locked(x, f); /* unless somebody has read it by now */
 		}
 	}
 	pthread_mutex_unlock(&c->lock);
@@ -611,6 +626,7 @@ long set_gsi_routing(struct vm *vm, unsigned long arg)
 	if (rc < 0)
 		goto out;
 	pthread_mutex_lock(&c->lock);
+	irqfds_settle_locked(vm->x12->chips, NULL);
 	old = c->gsi;
 	c->gsi = table;
 	table = old;
@@ -630,6 +646,7 @@ static int irqfd_remove(struct chips12 *x, const struct kvm_irqfd *a)
 			at = &f->next;
 			continue;
 		}
+		irqfds_settle_locked(x, f);
 		*at = f->next;
 		sys_close(f->fd);
 		if (f->resample >= 0)
@@ -751,6 +768,7 @@ long get_irqchip(struct vm *vm, unsigned long arg)
 	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
 		return -EINVAL;
 	pthread_mutex_lock(&c->lock);
+	irqfds_settle_locked(vm->x12->chips, NULL);
 	if (k.chip_id == KVM_IRQCHIP_IOAPIC) {
 		struct kvm_ioapic_state *s = &k.chip.ioapic;
 
@@ -924,6 +942,7 @@ long get_lapic(struct kvm_vcpu *kv, unsigned long arg)
 	if (!l)
 		return -EINVAL;
 	pthread_mutex_lock(&l->chips->lock);
+	irqfds_settle_locked(l->chips->owner, NULL);
 	for (u32 n = 0; n < LAPIC_REGS; n++) {
 		u32 val = l->reg[n];
 
@@ -956,10 +975,6 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 	}
 	for (u32 n = 0; n < LAPIC_REGS; n++)
 		memcpy(&l->reg[n], s.regs + n * 16, 4);
-	l->timer_at = NEVER;
-	/* The count goes on from where it was. */
-	if (l->reg[LAPIC_TIMER_INIT])
-		lapic_write_locked(l, LAPIC_TIMER_INIT, l->reg[LAPIC_TIMER_INIT]);
 	lapic_changed_locked(l);
 	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 out:
