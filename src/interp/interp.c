@@ -798,6 +798,22 @@ void interp_run(struct vcpu *v)
 	interp_run_with(v, run_blocks);
 }
 
+bool interp_finish(struct vcpu *v)
+{
+	v->exit.reason = EXIT_NONE;
+	v->exit.insn_len = 0;
+	if (leave_for_write(v, 0))
+		return true;
+	if (!v->mmu.n_reads)
+		return false;
+	check_version(v);
+	if (v->interp->redeliver) {
+		mmio_restart(&v->mmu);
+		return delivered(v, excp_deliver(v)) == LEAVE;
+	}
+	return step_one(v) == LEAVE;
+}
+
 void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 {
 	int next = GO_ON;

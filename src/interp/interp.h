@@ -16,6 +16,9 @@ int interp_create(struct vcpu *v); /* -ENOMEM or 0 */
 void interp_destroy(struct vcpu *v);
 /* Runs until there is something for the client: v->exit is filled. */
 void interp_run(struct vcpu *v);
+/* What the last run left half done, an instruction or a delivery with answered MMIO reads or writes still to go, goes
+ * on, and nothing else. True: there is something for the client again, v->exit is filled. */
+bool interp_finish(struct vcpu *v);
 /* Drops all decoded code (memory layout changed). */
 void interp_flush(struct vcpu *v);
 /* What the last run left half done, an instruction or a delivery that waits for MMIO answers, is void. */

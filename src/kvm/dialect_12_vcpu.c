@@ -658,6 +658,19 @@ static void run_guest(struct kvm_vcpu *kv)
 	}
 }
 
+/*
+ * The instruction whose MMIO the client has served is done before anything else is looked at, as on Linux: a client
+ * that asks for immediate_exit then finds a state that it may save, and no device is read twice. True: it has more to
+ * ask.
+ */
+static bool finish_mmio(struct kvm_vcpu *kv)
+{
+	while (interp_finish(&kv->cpu))
+		if (kv->cpu.exit.reason != EXIT_MMIO || !mmio_taken(&kv->cpu))
+			return true;
+	return false;
+}
+
 /* Input fields, completion, guest code: everything between run_begin() and run_end(). */
 static long run_inside(struct kvm_vcpu *kv)
 {
@@ -666,6 +679,8 @@ static long run_inside(struct kvm_vcpu *kv)
 	struct kvm_run *run = x->run;
 
 	if (x->pend != PEND_NONE && complete(kv))
+		return fill_exit(kv);
+	if (unlikely(v->mmu.n_reads | v->mmu.n_writes) && finish_mmio(kv))
 		return fill_exit(kv);
 	/* As Linux' KVM: what the last exit was stays readable. */
 	if (__atomic_load_n(&run->immediate_exit, __ATOMIC_ACQUIRE))

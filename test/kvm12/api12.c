@@ -71,6 +71,48 @@ TEST(port_reads)
 	guest_close(&g);
 }
 
+/* With immediate_exit the instruction whose exit was served is completed, and no other is begun. */
+TEST(immediate_exit_completes_mmio)
+{
+	struct guest g;
+	struct kvm_regs r;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	/* mov bx, 0xf000; mov ds, bx; mov bx, 0xefff; mov ax, [bx]; inc cx; mov [bx], ax; hlt: the word
+	 * at 0xfefff has a byte at either side of a page's border. */
+	CODE(&g, 0x1000, 0xbb, 0x00, 0xf0, 0x8e, 0xdb, 0xbb, 0xff, 0xef, 0x8b, 0x07, 0x41, 0x89, 0x07, 0xf4);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_MMIO);
+	for (unsigned n = 0; n < 2 && g.run->exit_reason == KVM_EXIT_MMIO && !g.run->mmio.is_write; n++) {
+		memset(g.run->mmio.data, 0x5a, 8);
+		g.run->immediate_exit = 1;
+		if (guest_run(&g) < 0)
+			break;
+	}
+	CHECK_EQ(errno, EINTR);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rip, 0x100a);
+	CHECK_EQ(r.rax, 0x5a5a);
+	CHECK_EQ(r.rcx, 0);
+	g.run->immediate_exit = 0;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_MMIO);
+	CHECK_EQ(g.run->mmio.is_write, 1);
+	CHECK_EQ(g.run->mmio.phys_addr, 0xfefff);
+	g.run->immediate_exit = 1;
+	/* Both halves leave before the run ends. */
+	if (g.run->mmio.len == 1) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_MMIO);
+		CHECK_EQ(g.run->mmio.phys_addr, 0xff000);
+	}
+	CHECK_ERR(guest_run(&g), EINTR);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rip, 0x100d);
+	guest_close(&g);
+}
+
 /* How wide a physical address is, the CPUID table that the client set decides; 36 bits before it set one. */
 TEST(physical_address_width)
 {
