@@ -166,7 +166,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
 	'checks of the translator find a wrong one$(NOTE)=test/jit/spoil-test $(BUILD)'
 
 BOOT_SUITES := 'boot (ASan+UBSan)=test/boot/boot-test build-san --check-only cloud-amd64' \
-	'boot=test/boot/boot-test $(BUILD)' 'boot in lockstep=test/boot/lockstep-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
+	'boot=test/boot/boot-test $(BUILD)' 'boot in lockstep=test/boot/lockstep-test $(BUILD)' 'QEMU=test/boot/qemu-test $(BUILD)' 'command line=test/boot/cli-test $(BUILD)' 'installation=test/boot/install-test $(BUILD)'
 
 # The kernel's own tests of KVM, built unmodified outside the tree.
 SELFTESTS := 'KVM selftests of Linux 6.1=test/selftests/run $(BUILD)' \
@@ -179,7 +179,7 @@ check-quick: test-programs
 
 # Everything, in one sum. The builds come first, so that a build that fails is not a test that fails.
 check: test-programs
-	@tools/need $(DEPS_CHECK) $(DEPS_BOOT)
+	@tools/need $(DEPS_CHECK) $(DEPS_BOOT) qemu-system-x86 qemu-utils
 	$(MAKE) --no-print-directory CC=clang BUILD=build-clang all
 	$(MAKE) --no-print-directory SAN=1 test-programs
 	@mkdir -p $(BUILD)/guest && ln -sfn ../$(BUILD)/guest build-san/guest

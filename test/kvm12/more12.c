@@ -363,8 +363,9 @@ TEST(a_thousand_vms_leave_nothing)
 		one_vm(kvm);
 	CHECK_EQ(entries("/proc/self/fd"), fds);
 	CHECK_EQ(entries("/proc/self/task"), tasks);
-	/* The allocator may keep an arena or two. */
-	CHECK(maps() <= lines + 8);
+	/* What leaks leaks a thousand times; the allocator may keep some (a sanitizer's keeps freed memory for a
+	 * while). */
+	CHECK(maps() <= lines + 100);
 	kclose(kvm);
 }
 
