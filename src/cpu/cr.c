@@ -104,8 +104,9 @@ static int write_cr3(struct vcpu *v, u64 val)
 	}
 	if (pdptes_bad(v, v->cr0, v->cr4, val))
 		return gp0(v);
-	/* The TLB carries no PCIDs: "keep" can only be honoured for the very same tables. */
-	if (!(keep && val == v->cr3))
+	if ((v->cr4 & CR4_PCIDE) && ((val ^ v->cr3) & 0xfff))
+		tlb_switch(&v->mmu, (u16)(v->cr3 & 0xfff), (u16)(val & 0xfff), keep);
+	else if (!(keep && val == v->cr3))
 		tlb_flush_local(&v->mmu);
 	v->cr3 = val;
 	v->mmu.cr3 = val;

@@ -325,10 +325,16 @@ FN(invpcid)
 		return gp0(v);
 	if (type == 0 && !is_canonical(desc[1]))
 		return gp0(v);
-	if (type == 0)
+	if (type < 2 && (v->cr4 & CR4_PCIDE) && desc[0] != (v->cr3 & 0xfff))
+		tlb_drop_pcid(&v->mmu, (u16)desc[0]);
+	else if (type == 0)
 		tlb_flush_page(&v->mmu, desc[1]);
-	else
+	else if (type == 1)
+		tlb_flush_local(&v->mmu);
+	else if (type == 2)
 		tlb_flush(&v->mmu);
+	else
+		tlb_flush_not_global(&v->mmu);
 	return step_end(v, i);
 }
 

@@ -205,6 +205,7 @@ void group_accesses(struct trans *c)
 				                    .leader = (u8)k,
 				                    .last = (u8)k,
 				                    .write = a.write,
+				                    .leader_writes = a.write,
 				                    .align = a.align,
 				                    .phase = (u8)a.disp & 15,
 				                    .lo = a.disp,

@@ -149,6 +149,9 @@ static const struct {
 } homes[] = {{R_RAX, H_RAX}, {R_RCX, H_RCX}, {R_RDX, H_RDX}, {R_RBX, H_RBX}, {R_RSP, H_R14}, {R_RBP, H_RBP},
              {R_RSI, H_RSI}, {R_RDI, H_RDI}, {R_R9, H_R9},   {R_R12, H_R12}, {R_R13, H_R13}};
 
+/* Those of homes[] that a C function may change: RAX RCX RDX RSI RDI R9. */
+static const u8 caller_saved[] = {0, 1, 2, 6, 7, 8};
+
 static void spill_all(struct jit *j, struct emit *e)
 {
 	emit_jmp(e, 0xe8, j->vec_stub[VEC_MEMORY]);
@@ -314,6 +317,28 @@ void jit_emit_stubs(struct jit *j)
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);
+	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; NZ: the TLB has it now. */
+	j->fill_stub = emit_rx(e);
+	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
+		emit_store(e, H_R15, homes[caller_saved[n]].guest * 8, homes[caller_saved[n]].host);
+	emit_store(e, H_R15, VOFF(jt.fill_r8), H_R8);
+	emit_store(e, H_R15, VOFF(jt.fill_sp), H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
+	e1(e, 0xf0);
+	encode(e, ENC_W, 0, 0x8d, H_RDI, rm_mem(H_R15, VOFF(mmu)));
+	emit_mov(e, H_RSI, H_R11);
+	encode(e, 0, 1, 0xb7, H_RDX, rm_reg(H_R10)); /* movzx edx, r10w */
+	encode(e, 0, 0, 0x89, H_R10, rm_reg(H_RCX));
+	encode(e, 0, 0, 0xc1, 5, rm_reg(H_RCX)); /* shr ecx, 16 */
+	e1(e, 16);
+	emit_const(e, H_RAX, (u64)(uintptr_t)mem_fill);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	encode(e, 0, 0, 0x84, H_RAX, rm_reg(H_RAX)); /* test al, al */
+	emit_load(e, H_RSP, H_R15, VOFF(jt.fill_sp));
+	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
+		emit_load(e, homes[caller_saved[n]].host, H_R15, homes[caller_saved[n]].guest * 8);
+	emit_load(e, H_R8, H_R15, VOFF(jt.fill_r8));
+	e1(e, 0xc3);
 	/* flags_stub: jt.flags become the host's. */
 	j->flags_stub = emit_rx(e);
 	flags_restore(e);

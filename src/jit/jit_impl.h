@@ -165,9 +165,15 @@ struct jit {
 	struct front *front;
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub;
+	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub,
+	        *fill_stub;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
-	u32 link;                          /* site to link to the next block, + 1 */
+	struct {
+		u64 serial; /* v->mmu.flushes_local */
+		u32 global, gen;
+	} gens[8];      /* generations of address spaces: tb_new_gen_local() */
+	u32 last_gen, gens_next;
+	u32 link;       /* site to link to the next block, + 1 */
 	bool local;                        /* kind of the guard that the last tb_find() validated */
 	bool left;
 	bool bad_ret; /* the code was left by a RET that must fault */

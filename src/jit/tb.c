@@ -168,10 +168,22 @@ void tb_new_gen(struct jit *j)
 	tb_new_gen_local(j);
 }
 
+/* A generation that comes back with its address space, unless there was a new one of all pages meanwhile. */
 void tb_new_gen_local(struct jit *j)
 {
+	u64 serial = j->v->mmu.flushes_local;
+	u32 global = j->v->jt.gen[0], n;
+
+	for (n = 0; n < ARRAY_SIZE(j->gens); n++)
+		if (j->gens[n].serial == serial && j->gens[n].global == global) {
+			j->v->jt.gen[1] = j->gens[n].gen;
+			return;
+		}
+	n = j->gens_next++ % ARRAY_SIZE(j->gens);
+	j->gens[n].serial = serial;
+	j->gens[n].global = global;
+	j->gens[n].gen = j->v->jt.gen[1] = ++j->last_gen;
 	j->n.gens_local++;
-	j->v->jt.gen[1]++;
 }
 
 void tb_flush(struct jit *j)
@@ -189,7 +201,8 @@ void tb_flush(struct jit *j)
 	j->e.p = j->code_start;
 	j->cold.p = j->cold_start;
 	memset(j->front->jc, 0xff, sizeof(j->front->jc));
-	j->v->jt.gen[0] = j->v->jt.gen[1] = 0;
+	memset(j->gens, 0, sizeof(j->gens));
+	j->v->jt.gen[0] = j->last_gen = 0;
 	tb_new_gen(j);
 	j->need_flush = false;
 	j->n.flushes++;

@@ -144,6 +144,18 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 	s->last = (u8)k;
 	s->vec = c->vec;
 	s->resume = NULL;
+	s->retry = NULL;
+}
+
+/* The check that slow_at() was called for last may be done again, from `retry`, when the TLB has been filled. */
+static void slow_retry(struct trans *c, const u8 *retry, unsigned reg, unsigned size, enum tlb_kind kind)
+{
+	struct slow *s = &c->slow[c->n_slow - 1];
+
+	s->retry = retry;
+	s->reg = (u8)reg;
+	s->kind = (u8)kind;
+	s->size = (u16)size;
 }
 
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
@@ -158,12 +170,14 @@ void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind)
 {
 	struct emit *e = &c->e;
+	const u8 *retry = emit_rx(e);
 
 	if (size > 1)
 		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)size - 1));
 	else
 		emit_mov(e, H_R10, reg);
 	emit_tag(c, k, reg, (u32)-4096, kind);
+	slow_retry(c, retry, reg, size, kind);
 }
 
 /* The same where the address of the last byte is in R10 already. */
@@ -224,6 +238,9 @@ static bool emit_group(struct trans *c, unsigned k)
 		}
 		emit_check_reg(c, k, reg, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
 		c->slow[c->n_slow - 1].last = g->last;
+		/* A page is dirty when a store is certain, not before. */
+		if (g->write && !g->leader_writes)
+			c->slow[c->n_slow - 1].retry = NULL;
 	}
 	return true;
 }
@@ -241,9 +258,12 @@ struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned alig
 	else
 		emit_ea(c, k);
 	if (align > 1) {
+		const u8 *retry = emit_rx(&c->e);
+
 		/* What is aligned cannot cross a page; low bits make the tag differ. */
 		emit_mov(&c->e, H_R10, reg);
 		emit_tag(c, k, reg, (u32)-4096 | (align - 1), kind);
+		slow_retry(c, retry, reg, size, kind);
 	} else {
 		emit_check_reg(c, k, reg, size, kind);
 	}
@@ -875,6 +895,13 @@ static void emit_slow(struct trans *c, struct slow s)
 	unsigned k = s.k;
 
 	patch_rel(s.at, e->delta, emit_rx(e));
+	if (s.retry) {
+		emit_mov(e, H_R11, s.reg);
+		encode(e, 0, 0, 0xc7, 0, rm_reg(H_R10));
+		e4(e, s.size | (u32)s.kind << 16);
+		emit_jmp(e, 0xe8, c->j->fill_stub);
+		emit_jcc(e, 5, s.retry);
+	}
 	if (s.last > k && straddles(c, k)) {
 		k = emit_split(c, &s);
 		is_host = c->host && c->live_out[k - 1];

@@ -16,6 +16,9 @@ struct slow {
 	u8 k, last;
 	bool vec;         /* c->vec there */
 	const u8 *resume; /* of an access in split code: where to go on; NULL: c->resume[last] */
+	const u8 *retry;  /* the check itself: an entry in the TLB may help; NULL: no */
+	u8 reg, kind;     /* of such a check: host register with the address, TLB_READ or TLB_WRITE */
+	u16 size;
 	bool host_after, vec_after;
 };
 
@@ -30,7 +33,8 @@ struct exit {
 /* Accesses that share a check: group.c. */
 struct group {
 	u8 base, leader, last;
-	bool write, align; /* some must be aligned to 16: those whose offset is `phase` modulo 16 */
+	bool write, leader_writes;
+	bool align; /* some must be aligned to 16: those whose offset is `phase` modulo 16 */
 	u8 phase;
 	s32 lo, hi; /* span, relative to the base register's value at the leader */
 };

@@ -111,6 +111,24 @@ void mem_allow_write(struct mmu *m, gva_t gva, gpa_t gpa, enum tlb_ctx ctx, bool
 	tlb_install(m, gva, s->hva + (gpa - s->gpa), ctx, TLB_WRITE, global);
 }
 
+bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
+{
+	const struct tlb_set *set = &m->tlb[m->ctx][kind];
+	struct part p;
+
+	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->watching) ||
+	    unlikely(m->store_hook))
+		return false;
+	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
+		return false;
+	if (kind == TLB_WRITE) {
+		if (memslot_has_code(p.slot, p.gpa))
+			return false;
+		ram_store_begins(m, &p, m->ctx);
+	}
+	return tlb_lookup(set, gva, size);
+}
+
 /* Translates an access as one or two parts; *n says how many. */
 static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, struct part p[2],
                          unsigned *n)
@@ -225,11 +243,17 @@ static void copy_once(void *dst, const void *src, unsigned len)
 
 int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ctx)
 {
+	const u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_READ], gva, size);
 	struct part p[2];
 	unsigned n;
 	int rc = MEM_ALIGN;
 	u8 *to = dst;
 
+	/* Descriptor tables and stacks of exceptions are read from here, without a look at the TLB before. */
+	if (likely(hit != NULL)) {
+		copy_once(dst, hit, size);
+		return MEM_OK;
+	}
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
 		rc = translate_all(m, gva, size, MEM_READ, ctx, p, &n);
 	if (rc != MEM_OK)
@@ -270,10 +294,15 @@ static int store_parts(struct mmu *m, struct part *p, unsigned n, const u8 *src,
 
 int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx)
 {
+	u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_WRITE], gva, size);
 	struct part p[2];
 	unsigned n;
 	int rc = MEM_ALIGN;
 
+	if (likely(hit != NULL)) {
+		copy_once(hit, src, size);
+		return MEM_OK;
+	}
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
 		rc = translate_all(m, gva, size, MEM_WRITE, ctx, p, &n);
 	if (rc != MEM_OK)

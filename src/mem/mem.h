@@ -89,6 +89,31 @@ struct mmio_frag {
 #define MMIO_WRITES_MAX 160
 #define WATCH_MAX 4
 
+/* Which entries of an array are in use. */
+struct tlb_bits {
+	u64 word[TLB_SIZE / 64];
+	u16 sum; /* words that are not 0 */
+};
+
+/* Entries of an address space that is not the current one: tlb.c. */
+#define TLB_STASHES 8u
+#define TLB_STASHED 384u
+
+struct tlb_stashed {
+	struct tlb_entry e;
+	u16 index;
+	u8 ctx, kind;
+};
+
+struct tlb_stash {
+	u64 used; /* when it was made; 0: nothing in it */
+	u64 serial; /* flushes_local, of then */
+	u16 pcid;
+	bool no_writes; /* its write entries are void */
+	u32 n;
+	struct tlb_stashed e[TLB_STASHED];
+};
+
 struct mmu;
 
 struct mmu_ops {
@@ -145,12 +170,14 @@ struct mmu {
 
 	u64 tlb_misses;
 	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and
-	 * of what is not global or lies in the lower half. */
+	 * a number for what is not global or lies in the lower half: another after each flush, and that of before when
+	 * an address space comes back. */
 	u64 flushes, flushes_local;
-	bool walk_global;                               /* the last translation was a global page */
-	u64 global[TLB_CTXS][TLB_KINDS][TLB_SIZE / 64]; /* entries of global pages, by index */
-	u16 filled_n[TLB_CTXS][TLB_KINDS];
-	u16 filled[TLB_CTXS][TLB_KINDS][TLB_SIZE];
+	u64 local_serial; /* the last such number given */
+	bool walk_global; /* the last translation was a global page */
+	struct tlb_bits local[TLB_CTXS][TLB_KINDS], global[TLB_CTXS][TLB_KINDS];
+	u64 stash_clock;
+	struct tlb_stash stash[TLB_STASHES];
 	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];
 };
 
@@ -159,13 +186,17 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
 /* tlb.c */
 void tlb_flush(struct mmu *m);                 /* all entries */
 void tlb_flush_local(struct mmu *m);           /* MOV CR3: all but global pages */
+void tlb_flush_not_global(struct mmu *m);      /* the same in all address spaces */
+/* MOV CR3 with PCIDs, from one to another; `keep` says that what is known of `to` still holds. */
+void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep);
+void tlb_drop_pcid(struct mmu *m, u16 pcid); /* an address space that is not the current one: all but global pages */
 void tlb_flush_page(struct mmu *m, gva_t gva); /* INVLPG */
 /* The exec entry that covers `gva`, which is there, is of a global page. */
 static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx ctx)
 {
 	unsigned n = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 
-	return m->global[ctx][TLB_EXEC][n / 64] >> (n % 64) & 1;
+	return m->global[ctx][TLB_EXEC].word[n / 64] >> (n % 64) & 1;
 }
 void tlb_flush_writes(struct mmu *m); /* write entries only: dirty log, code pages */
 /* Sets mmu->watch and flushes what must not match any more. */
@@ -187,6 +218,13 @@ int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb
 /* Host pointer and GPA of the instruction byte at `gva`, good up to the page's end; fills the TLB for TLB_EXEC.
  * Instructions cannot be fetched from MMIO: MEM_BUG. */
 int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t *gpa);
+
+/*
+ * For translated code whose TLB lookup missed: the entry for such an access, which is certain to be made, in m->ctx.
+ * True: it is there now. False: it was, or the access needs more than an entry (fault, MMIO, page crossing, code page,
+ * watchpoint); mmu->fault may have changed then. Changes no vector register and no x87 register of the host.
+ */
+bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind);
 
 /*
  * Read-modify-write and host-pointer access. After MEM_OK `ref->p` points at `size` bytes that hold the operand: guest

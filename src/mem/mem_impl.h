@@ -9,6 +9,8 @@
 /* tlb.c: makes [page of gva] reachable at `hva` (the host address of `gva` itself). */
 /* A translation of 2^bits bytes (more than a page) is about to be used. */
 void tlb_note_large(struct mmu *m, gva_t gva, unsigned bits);
+/* Code is fetched from the page of `gva`. */
+void tlb_note_exec(struct mmu *m, gva_t gva);
 void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind, bool global);
 /* Kills the write entries that lead to the host page. */
 void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page);

@@ -1,16 +1,19 @@
 /*
  * tlb.c: filling and emptying the TLB that tlb_fast.h reads.
  *
- * Invariants: filled[ctx][kind] lists the index of every entry that is not TLB_EMPTY, each once, so that a flush costs
- * what was filled. An entry killed singly becomes TLB_DEAD (matches nothing, still listed).
+ * Invariants: an entry that is not TLB_EMPTY has its bit in local[ctx][kind] or, that of a global page, in
+ * global[ctx][kind]; never in both. The bits' words that are not 0 have theirs in the sums, so that a flush costs what
+ * was filled. An entry killed singly is TLB_EMPTY and keeps its bit until the next flush.
+ *
+ * Address spaces (PCIDs, SDM vol. 3, 4.10.1): the entries are those of the current one; what was in use of another when
+ * it was left lies in a stash, and comes back with it. A stash holds no entry of a global page. Whatever drops write
+ * entries voids those of every stash; a flush of everything empties them.
  */
 #include "mem_impl.h"
 
 #include <string.h>
 
 #include "../x86/pte.h"
-
-#define TLB_DEAD 0x803ull
 
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 {
@@ -24,58 +27,154 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 				m->tlb[c][k].e[n].tag = TLB_EMPTY;
 }
 
+/* The next set bit of `words` (taken out of *sum and the words), or -1. Only *sum's words are looked at. */
+static int next_bit(u64 *words, u16 *sum)
+{
+	while (*sum) {
+		unsigned w = (unsigned)__builtin_ctz(*sum);
+
+		if (words[w]) {
+			unsigned b = (unsigned)__builtin_ctzll(words[w]);
+
+			words[w] &= words[w] - 1;
+			return (int)(w * 64 + b);
+		}
+		*sum &= (u16)(*sum - 1);
+	}
+	return -1;
+}
+
+static void flush_bits(struct tlb_set *set, struct tlb_bits *bits)
+{
+	int n;
+
+	while ((n = next_bit(bits->word, &bits->sum)) >= 0)
+		set->e[n].tag = TLB_EMPTY;
+}
+
 static void flush_array(struct mmu *m, unsigned ctx, unsigned kind)
 {
-	for (unsigned n = 0; n < m->filled_n[ctx][kind]; n++)
-		m->tlb[ctx][kind].e[m->filled[ctx][kind][n]].tag = TLB_EMPTY;
-	m->filled_n[ctx][kind] = 0;
+	flush_bits(&m->tlb[ctx][kind], &m->local[ctx][kind]);
+	flush_bits(&m->tlb[ctx][kind], &m->global[ctx][kind]);
 }
+
+static void set_bit(struct tlb_bits *bits, unsigned n)
+{
+	bits->word[n / 64] |= BIT(n % 64);
+	bits->sum |= (u16)(1u << (n / 64));
+}
+
+/* ---- address spaces that are not in use ------------------------------------------------------------------------- */
+
+static struct tlb_stash *stash_find(struct mmu *m, u16 pcid)
+{
+	for (unsigned n = 0; n < TLB_STASHES; n++)
+		if (m->stash[n].used && m->stash[n].pcid == pcid)
+			return &m->stash[n];
+	return NULL;
+}
+
+static void stash_drop_all(struct mmu *m)
+{
+	for (unsigned n = 0; n < TLB_STASHES; n++)
+		m->stash[n].used = 0;
+}
+
+static void stash_void_writes(struct mmu *m)
+{
+	for (unsigned n = 0; n < TLB_STASHES; n++)
+		m->stash[n].no_writes = true;
+}
+
+static struct tlb_stash *stash_oldest(struct mmu *m)
+{
+	struct tlb_stash *s = &m->stash[0];
+
+	for (unsigned n = 1; n < TLB_STASHES; n++)
+		if (m->stash[n].used < s->used)
+			s = &m->stash[n];
+	return s;
+}
+
+static void stash_save(struct mmu *m, struct tlb_stash *s, u16 pcid)
+{
+	s->pcid = pcid;
+	s->used = ++m->stash_clock;
+	s->serial = m->flushes_local;
+	s->no_writes = false;
+	s->n = 0;
+	for (unsigned c = 0; c < TLB_CTXS; c++)
+		for (unsigned k = 0; k < TLB_KINDS; k++) {
+			struct tlb_set *set = &m->tlb[c][k];
+			struct tlb_bits *bits = &m->local[c][k];
+			int n;
+
+			while ((n = next_bit(bits->word, &bits->sum)) >= 0) {
+				struct tlb_entry *e = &set->e[n];
+
+				if (e->tag != TLB_EMPTY && s->n < TLB_STASHED)
+					s->e[s->n++] = (struct tlb_stashed){*e, (u16)n, (u8)c, (u8)k};
+				e->tag = TLB_EMPTY;
+			}
+		}
+}
+
+static void stash_restore(struct mmu *m, const struct tlb_stash *s)
+{
+	for (unsigned k = 0; k < s->n; k++) {
+		const struct tlb_stashed *from = &s->e[k];
+		struct tlb_entry *to = &m->tlb[from->ctx][from->kind].e[from->index];
+
+		if (to->tag != TLB_EMPTY || (from->kind == TLB_WRITE && s->no_writes))
+			continue;
+		/* An entry killed singly: its bit may stand with the global ones. */
+		m->global[from->ctx][from->kind].word[from->index / 64] &= ~BIT(from->index % 64);
+		set_bit(&m->local[from->ctx][from->kind], from->index);
+		if (from->kind == TLB_EXEC)
+			tlb_note_exec(m, from->e.tag);
+		*to = from->e;
+	}
+}
+
+void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep)
+{
+	struct tlb_stash *s = stash_find(m, from), *next = stash_find(m, to);
+
+	if (!s)
+		s = stash_oldest(m);
+	if (s == next)
+		next = NULL;
+	stash_save(m, s, from);
+	if (next && keep) {
+		m->flushes_local = next->serial;
+		stash_restore(m, next);
+	} else {
+		m->flushes_local = ++m->local_serial;
+	}
+	if (next)
+		next->used = 0;
+}
+
+void tlb_drop_pcid(struct mmu *m, u16 pcid)
+{
+	struct tlb_stash *s = stash_find(m, pcid);
+
+	if (s)
+		s->used = 0;
+}
+
+/* ---- flushes ---------------------------------------------------------------------------------------------------- */
 
 void tlb_flush(struct mmu *m)
 {
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
 			flush_array(m, c, k);
+	stash_drop_all(m);
 	m->huge_pages_seen = false;
 	memset(m->large_seen, 0, sizeof(m->large_seen));
 	memset(m->exec_seen, 0, sizeof(m->exec_seen));
 	m->flushes++;
-}
-
-/* Drops the entries of one array that `keep` refuses. */
-static void sift_array(struct mmu *m, unsigned ctx, unsigned kind,
-                       bool (*keep)(const struct mmu *, gva_t tag, bool global, gva_t arg), gva_t arg)
-{
-	unsigned kept = 0;
-
-	for (unsigned k = 0; k < m->filled_n[ctx][kind]; k++) {
-		u16 n = m->filled[ctx][kind][k];
-		struct tlb_entry *e = &m->tlb[ctx][kind].e[n];
-
-		if (!(e->tag & 1) && keep(m, e->tag, m->global[ctx][kind][n / 64] >> (n % 64) & 1, arg))
-			m->filled[ctx][kind][kept++] = n;
-		else
-			e->tag = TLB_EMPTY;
-	}
-	m->filled_n[ctx][kind] = (u16)kept;
-}
-
-static void sift(struct mmu *m, bool (*keep)(const struct mmu *, gva_t, bool, gva_t), gva_t arg)
-{
-	for (unsigned c = 0; c < TLB_CTXS; c++)
-		for (unsigned k = 0; k < TLB_KINDS; k++)
-			sift_array(m, c, k, keep, arg);
-}
-
-static bool is_global(const struct mmu *m, gva_t tag, bool global, gva_t arg)
-{
-	return global;
-}
-
-/* Pages are at most 1 GiB large. */
-static bool is_elsewhere(const struct mmu *m, gva_t tag, bool global, gva_t gva)
-{
-	return (tag ^ gva) >> 30;
 }
 
 void tlb_flush_local(struct mmu *m)
@@ -84,14 +183,23 @@ void tlb_flush_local(struct mmu *m)
 		tlb_flush(m);
 		return;
 	}
-	sift(m, is_global, 0);
-	m->flushes_local++;
+	for (unsigned c = 0; c < TLB_CTXS; c++)
+		for (unsigned k = 0; k < TLB_KINDS; k++)
+			flush_bits(&m->tlb[c][k], &m->local[c][k]);
+	m->flushes_local = ++m->local_serial;
+}
+
+void tlb_flush_not_global(struct mmu *m)
+{
+	stash_drop_all(m);
+	tlb_flush_local(m);
 }
 
 void tlb_flush_writes(struct mmu *m)
 {
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		flush_array(m, c, TLB_WRITE);
+	stash_void_writes(m);
 }
 
 void tlb_forget_data(struct mmu *m)
@@ -100,6 +208,34 @@ void tlb_forget_data(struct mmu *m)
 		flush_array(m, c, TLB_READ);
 		flush_array(m, c, TLB_WRITE);
 	}
+	stash_drop_all(m);
+}
+
+/* Calls `what` for the entry of each bit. */
+static void each_entry(struct mmu *m, unsigned ctx, unsigned kind, void (*what)(struct tlb_entry *e, u64 arg), u64 arg)
+{
+	const struct tlb_bits *both[] = {&m->local[ctx][kind], &m->global[ctx][kind]};
+
+	for (unsigned k = 0; k < ARRAY_SIZE(both); k++)
+		for (unsigned sum = both[k]->sum; sum; sum &= sum - 1) {
+			unsigned w = (unsigned)__builtin_ctz(sum);
+
+			for (u64 bits = both[k]->word[w]; bits; bits &= bits - 1)
+				what(&m->tlb[ctx][kind].e[w * 64 + (unsigned)__builtin_ctzll(bits)], arg);
+		}
+}
+
+/* Pages are at most 1 GiB large. */
+static void drop_near(struct tlb_entry *e, u64 gva)
+{
+	if (!((e->tag ^ gva) >> 30))
+		e->tag = TLB_EMPTY;
+}
+
+static void drop_leading_to(struct tlb_entry *e, u64 hva_page)
+{
+	if (e->tag != TLB_EMPTY && e->tag + e->add == hva_page)
+		e->tag = TLB_EMPTY;
 }
 
 static bool seen(const u64 *set, u64 page)
@@ -121,6 +257,11 @@ void tlb_note_large(struct mmu *m, gva_t gva, unsigned bits)
 		note(m->large_seen, gva >> 21 ^ 1);
 }
 
+void tlb_note_exec(struct mmu *m, gva_t gva)
+{
+	note(m->exec_seen, gva >> PAGE_SHIFT);
+}
+
 void tlb_flush_page(struct mmu *m, gva_t gva)
 {
 	u64 page = gva & PAGE_MASK;
@@ -129,20 +270,18 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 
 	if (large || seen(m->exec_seen, gva >> PAGE_SHIFT)) {
 		if (m->paging == PAGING_64 && !(gva >> 63))
-			m->flushes_local++;
+			m->flushes_local = ++m->local_serial;
 		else
 			m->flushes++;
-	}
-	if (large) {
-		sift(m, is_elsewhere, gva);
-		return;
 	}
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++) {
 			struct tlb_entry *e = &m->tlb[c][k].e[(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];
 
-			if (e->tag == page)
-				e->tag = TLB_DEAD;
+			if (large)
+				each_entry(m, c, k, drop_near, gva);
+			else if (e->tag == page)
+				e->tag = TLB_EMPTY;
 		}
 }
 
@@ -150,17 +289,15 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 {
 	unsigned index = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 	struct tlb_entry *e = &m->tlb[ctx][kind].e[index];
+	struct tlb_bits *in = global ? &m->global[ctx][kind] : &m->local[ctx][kind];
+	struct tlb_bits *out = global ? &m->local[ctx][kind] : &m->global[ctx][kind];
 
 	if (kind == TLB_EXEC)
-		note(m->exec_seen, gva >> PAGE_SHIFT);
+		tlb_note_exec(m, gva);
 	if (ctx == TLB_USER_AC)
 		return;
-	if (e->tag == TLB_EMPTY)
-		m->filled[ctx][kind][m->filled_n[ctx][kind]++] = (u16)index;
-	if (global)
-		m->global[ctx][kind][index / 64] |= BIT(index % 64);
-	else
-		m->global[ctx][kind][index / 64] &= ~BIT(index % 64);
+	out->word[index / 64] &= ~BIT(index % 64);
+	set_bit(in, index);
 	e->tag = gva & PAGE_MASK;
 	e->add = (u64)(uintptr_t)hva - gva;
 }
@@ -168,12 +305,8 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page)
 {
 	for (unsigned c = 0; c < TLB_CTXS; c++)
-		for (unsigned n = 0; n < m->filled_n[c][TLB_WRITE]; n++) {
-			struct tlb_entry *e = &m->tlb[c][TLB_WRITE].e[m->filled[c][TLB_WRITE][n]];
-
-			if (!(e->tag & 1) && e->tag + e->add == (u64)(uintptr_t)hva_page)
-				e->tag = TLB_DEAD;
-		}
+		each_entry(m, c, TLB_WRITE, drop_leading_to, (u64)(uintptr_t)hva_page);
+	stash_void_writes(m);
 }
 
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access)
