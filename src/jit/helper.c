@@ -52,8 +52,8 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 		return meta_ptr(j, call->insn);
 	if (d->call != idx + 1) {
 		/* It was decoded before, from these bytes. */
-		decode(tb->key & KEY_64 ? DECODE_64 : DECODE_32, tb->bytes + call->off, tb->range[0].len - call->off,
-		       &d->insn);
+		decode(tb->key & KEY_64 ? DECODE_64 : DECODE_32, tb->bytes + call->off,
+		       tb->range[0].len + tb->beyond - call->off, &d->insn);
 		interp_bind(&d->insn);
 		d->call = idx + 1;
 	}
@@ -78,7 +78,7 @@ static bool go_by_cache(struct vcpu *v, const struct jit *j, u32 key)
 }
 
 /* The second part of an instruction over a page border is still there, and still the same. */
-static int check_border(struct vcpu *v, const struct tb *tb)
+static int check_border(struct vcpu *v, struct tb *tb)
 {
 	unsigned first = tb->range[0].len;
 	u64 next = v->r[R_RIP] + first;
@@ -89,7 +89,7 @@ static int check_border(struct vcpu *v, const struct tb *tb)
 		return rc;
 	if (!memcmp(p, tb->bytes + first, tb->beyond))
 		return STEP_OK;
-	v->jit->need_flush = true;
+	page_drop(v->jit, tb);
 	return STEP_JUMP;
 }
 

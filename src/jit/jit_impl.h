@@ -247,6 +247,7 @@ static inline void *meta_ptr(const struct jit *j, u32 at)
 /* smc.c */
 struct jpage *page_get(struct jit *j, const u8 *hva_page);
 struct jpage *page_find(const struct jit *j, const u8 *hva_page);
+void page_drop(struct jit *j, struct tb *tb); /* kills the block; nobody is left in it */
 /* Kills the block; its successors know that the group led by the instruction at its byte `off` straddles pages. */
 void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);

@@ -83,7 +83,13 @@ static bool is_sys(const struct insn *i)
 	return op_sys_find(i) || op_flow_find(i);
 }
 
-/* The instruction at the block's start goes on in the next page: its handler runs it, after a look at that page. */
+static void to_handler(struct trans *c, unsigned k)
+{
+	memset(&c->nat[k], 0, sizeof(c->nat[k]));
+	c->nat[k].fr = F_ALL;
+}
+
+/* The instruction at the block's start goes on in the next page: it runs after a look at that page. */
 static void decode_border(struct trans *c)
 {
 	u64 rip = c->tb->rip;
@@ -103,10 +109,12 @@ static void decode_border(struct trans *c)
 	memcpy(c->bytes + first, p, 15 - first);
 	if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes, 15, i) < 0 || i->len <= first || !interp_bind(i))
 		return;
-	memset(&c->nat[0], 0, sizeof(c->nat[0]));
-	c->nat[0].fr = F_ALL;
-	c->nat[0].ends = interp_ends_block(i);
-	c->sys[0] = is_sys(i);
+	classify(i, c->key, &c->nat[0]);
+	if (c->nat[0].cls == K_HANDLER)
+		vec_classify(c, i, &c->nat[0]);
+	if (c->nat[0].cls == K_STI)
+		to_handler(c, 0);
+	c->sys[0] = c->nat[0].cls == K_HANDLER && is_sys(i);
 	c->tb->beyond = (u8)(i->len - first);
 	c->rip[0] = rip;
 	c->n = 1;
@@ -160,8 +168,7 @@ void decode_block(struct trans *c)
 	}
 	/* STI needs a successor in its block. */
 	if (c->nat[c->n - 1].cls == K_STI) {
-		memset(&c->nat[c->n - 1], 0, sizeof(c->nat[0]));
-		c->nat[c->n - 1].fr = F_ALL;
+		to_handler(c, c->n - 1);
 		c->sys[c->n - 1] = true;
 	}
 	c->end_rip = rip;

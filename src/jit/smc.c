@@ -279,15 +279,13 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	p->tbs = tb;
 }
 
-void page_straddles(struct jit *j, struct tb *tb, unsigned off)
+void page_drop(struct jit *j, struct tb *tb)
 {
 	struct jpage *p = page_find(j, tb->hva - (tb->rip & ~PAGE_MASK));
 	struct tb **t;
 
 	if (!p || tb->dead)
 		return;
-	off += (unsigned)(tb->rip & ~PAGE_MASK);
-	p->straddling[off / 1024] |= BIT(off / 16 % 64);
 	for (t = &p->tbs; *t && *t != tb; t = &(*t)->page_next)
 		;
 	if (!*t)
@@ -296,6 +294,17 @@ void page_straddles(struct jit *j, struct tb *tb, unsigned off)
 	tb_kill(j, tb);
 	recount(p);
 	j->left = true;
+}
+
+void page_straddles(struct jit *j, struct tb *tb, unsigned off)
+{
+	struct jpage *p = page_find(j, tb->hva - (tb->rip & ~PAGE_MASK));
+
+	if (!p || tb->dead)
+		return;
+	off += (unsigned)(tb->rip & ~PAGE_MASK);
+	p->straddling[off / 1024] |= BIT(off / 16 % 64);
+	page_drop(j, tb);
 }
 
 /* Kills the blocks of a page that depend on [off, off + len). */

@@ -119,6 +119,9 @@ bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
 	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->watching) ||
 	    unlikely(m->store_hook))
 		return false;
+	/* The walk does not look at the bits above. */
+	if ((u64)((s64)(gva << 16) >> 16) != gva)
+		return false;
 	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
 		return false;
 	if (kind == TLB_WRITE) {
