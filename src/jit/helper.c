@@ -543,6 +543,13 @@ void jit_create(struct vcpu *v)
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
+	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
+	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
+	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);
+	ahead_init(&j->cold_rx, j->cold_start + j->e.delta, j->mem.size / 2, false);
+	ahead_init(&j->meta_ahead, j->meta, META_SIZE, true);
+	ahead_init(&j->calls_ahead, (u8 *)j->calls, CALLS_MAX * sizeof(*j->calls), true);
+	ahead_init(&j->sites_ahead, (u8 *)j->sites, SITES_MAX * sizeof(*j->sites), true);
 	smc_register(j);
 }
 

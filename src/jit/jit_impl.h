@@ -22,6 +22,7 @@
 
 #include <stddef.h>
 
+#include "../base/ahead.h"
 #include "../interp/interp.h"
 #include "emit.h"
 #include "jit.h"
@@ -197,6 +198,7 @@ struct jit {
 	struct decoded *decoded;
 	u8 *meta;
 	size_t meta_used;
+	struct ahead hot_rw, hot_rx, cold_rw, cold_rx, meta_ahead, calls_ahead, sites_ahead;
 	u32 n_calls, n_sites, n_guards;
 
 	struct {

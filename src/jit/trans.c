@@ -995,6 +995,18 @@ static void emit_border_check(struct trans *c)
 	}
 }
 
+/* The memory that a block takes. */
+static void make_room(struct jit *j)
+{
+	ahead_of(&j->hot_rw, j->e.p, EMIT_ROOM / 4);
+	ahead_of(&j->hot_rx, j->e.p + j->e.delta, EMIT_ROOM / 4);
+	ahead_of(&j->cold_rw, j->cold.p, EMIT_ROOM / 4);
+	ahead_of(&j->cold_rx, j->cold.p + j->e.delta, EMIT_ROOM / 4);
+	ahead_of(&j->meta_ahead, j->meta + j->meta_used, 4096);
+	ahead_of(&j->calls_ahead, (u8 *)&j->calls[j->n_calls], 4096);
+	ahead_of(&j->sites_ahead, (u8 *)&j->sites[j->n_sites], 4096);
+}
+
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page)
 {
 	struct trans *c = j->trans;
@@ -1003,6 +1015,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	unsigned total = 0;
 	u8 *bytes, *begin, *cold, *poll;
 
+	make_room(j);
 	memset(c, 0, offsetof(struct trans, insn));
 	memset(tb, 0, sizeof(*tb));
 	c->j = j;

@@ -184,6 +184,7 @@ static int slot_new(struct vm *vm, const struct kvm_memory_region *r)
 	slot->hva = vm_map(vm, slot->gpa, slot->size);
 	if (!slot->hva)
 		goto fail;
+	memslot_set_backed(slot);
 	if ((r->flags & KVM_MEM_LOG_DIRTY_PAGES) && memslot_set_dirty_log(slot, true) < 0)
 		goto fail;
 	if (memslot_add(&vm->mem, slot) < 0)

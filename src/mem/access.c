@@ -71,6 +71,7 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 		p->hva = NULL;
 	if (!p->hva)
 		return MEM_OK;
+	memslot_back(p->slot, p->gpa);
 	if (unlikely(!user_reachable(p->hva, access & MEM_WRITE)))
 		return MEM_GONE;
 	if (access & MEM_EXEC) {

@@ -19,6 +19,9 @@
 #define MEMSLOT_DIRTY_LOG BIT(0)
 #define MEMSLOT_READONLY BIT(1)
 
+/* Memory that we lend ourselves gets its pages by pieces of so many bytes when the guest first comes there. */
+#define MEMSLOT_PIECE (64u << 10)
+
 struct memslot {
 	u32 id;
 	u32 flags; /* MEMSLOT_x */
@@ -27,7 +30,8 @@ struct memslot {
 	u8 *hva;
 	_Atomic(u64) *dirty; /* bit a page; NULL when not logging */
 	_Atomic(u64) *code;  /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
-	void *owner;         /* for the layer that made the slot */
+	_Atomic(u64) *backed; /* bit a piece (MEMSLOT_PIECE): its pages were asked for; NULL: not for us to ask */
+	void *owner;          /* for the layer that made the slot */
 	/* A page's dirty bit was set: NULL: nobody needs to hear. */
 	void (*dirtied)(struct memslot *s, u64 page);
 };
@@ -56,6 +60,17 @@ int memslot_set_dirty_log(struct memslot *slot, bool on);
  * by the caller before guests run again. */
 void memslot_take_dirty(struct memslot *slot, u64 *out);
 u64 memslot_pages(const struct memslot *slot);
+/* From now on pages come by pieces. Without memory for the bits they do not. */
+void memslot_set_backed(struct memslot *slot);
+void memslot_back_piece(struct memslot *slot, u64 piece);
+/* The page at `gpa` is about to be touched. */
+static inline void memslot_back(struct memslot *slot, gpa_t gpa)
+{
+	u64 piece = (gpa - slot->gpa) / MEMSLOT_PIECE;
+
+	if (slot->backed && !(atomic_load_explicit(&slot->backed[piece / 64], memory_order_relaxed) & BIT(piece % 64)))
+		memslot_back_piece(slot, piece);
+}
 
 /* Host address of a GPA, NULL when no slot covers it. */
 u8 *gpa_to_hva(const struct vm_mem *vm, gpa_t gpa);

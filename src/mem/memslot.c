@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../base/ahead.h"
 #include "../base/bug.h"
 
 void vm_mem_init(struct vm_mem *vm)
@@ -118,6 +119,7 @@ void memslot_free(struct memslot *slot)
 		return;
 	free((void *)slot->dirty);
 	free((void *)slot->code);
+	free((void *)slot->backed);
 	free(slot);
 }
 
@@ -139,6 +141,19 @@ void memslot_take_dirty(struct memslot *slot, u64 *out)
 {
 	for (size_t n = 0; n < bitmap_words(slot); n++)
 		out[n] = atomic_exchange(&slot->dirty[n], 0);
+}
+
+void memslot_set_backed(struct memslot *slot)
+{
+	slot->backed = calloc(slot->size / MEMSLOT_PIECE / 64 + 1, sizeof(*slot->backed));
+}
+
+void memslot_back_piece(struct memslot *slot, u64 piece)
+{
+	u64 at = piece * MEMSLOT_PIECE, left = slot->size - at;
+
+	atomic_fetch_or(&slot->backed[piece / 64], BIT(piece % 64));
+	ahead_populate(slot->hva + at, left < MEMSLOT_PIECE ? left : MEMSLOT_PIECE, true);
 }
 
 u8 *gpa_to_hva(const struct vm_mem *vm, gpa_t gpa)

@@ -1,0 +1,40 @@
+/*
+ * ahead.c: see ahead.h. Only Linux 5.14 and later know the two requests; elsewhere pages come one by one, as ever.
+ */
+#define _GNU_SOURCE
+#include "ahead.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#define STEP_FIRST ((size_t)32 << 10)
+#define STEP_MOST ((size_t)512 << 10)
+
+int ahead_populate(u8 *start, size_t size, bool write)
+{
+	int err = errno, rc = madvise(start, size, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+
+	errno = err;
+	return rc;
+}
+
+void ahead_init(struct ahead *a, u8 *start, size_t size, bool write)
+{
+	*a = (struct ahead){.ready = start, .end = start + size, .step = STEP_FIRST, .write = write};
+}
+
+void ahead_step(struct ahead *a)
+{
+	size_t left = (size_t)(a->end - a->ready), n = a->step < left ? a->step : left;
+
+	if (ahead_populate(a->ready, n, a->write) < 0)
+		n = left; /* not here, or no memory: the pages will say so themselves */
+	a->ready += n;
+	if (a->step < STEP_MOST)
+		a->step *= 2;
+}
