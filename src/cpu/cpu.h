@@ -204,7 +204,7 @@ struct vcpu {
 		u32 from;  /* the last RET that ran */
 		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
-		u64 fill_r8, fill_sp; /* the fill stub's */
+		u64 c_r8, c_sp; /* of stubs that call C */
 	} jt;
 
 	struct seg seg[SEG_COUNT];

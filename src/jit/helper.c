@@ -60,13 +60,6 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 	return &d->insn;
 }
 
-/* The world is as translated code expects it: nothing to look at, and all guards as good as they were. */
-static inline bool undisturbed(const struct vcpu *v, const struct jit *j)
-{
-	return !atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed) && !v->stepping &&
-	       v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local;
-}
-
 /* May the code go on at v's RIP by the jump cache, under `key`? */
 static bool go_by_cache(struct vcpu *v, const struct jit *j, u32 key)
 {
@@ -124,7 +117,7 @@ u32 jit_call(struct vcpu *v, u32 idx)
 
 			if (!call->sys)
 				return CALLED_ON;
-			if (undisturbed(v, j)) {
+			if (jit_undisturbed(v, j)) {
 				key = jit_key(v);
 				if (likely(key == tb->key))
 					return CALLED_ON;
@@ -132,7 +125,7 @@ u32 jit_call(struct vcpu *v, u32 idx)
 					return CALLED_JUMP;
 			}
 		}
-	} else if (rc == STEP_JUMP && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && undisturbed(v, j) &&
+	} else if (rc == STEP_JUMP && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && jit_undisturbed(v, j) &&
 	           go_by_cache(v, j, jit_key(v))) {
 		v->jt.flags = fl_pack(v->rflags);
 		return CALLED_JUMP;
@@ -163,6 +156,45 @@ static void reload_all(struct emit *e)
 {
 	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
 		emit_load(e, homes[n].host, H_R15, homes[n].guest * 8);
+}
+
+/* Around a call of a C function that leaves vector registers alone: what it may change is stored; R8 too. */
+static void emit_c_begin(struct emit *e)
+{
+	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
+		emit_store(e, H_R15, homes[caller_saved[n]].guest * 8, homes[caller_saved[n]].host);
+	emit_store(e, H_R15, VOFF(jt.c_r8), H_R8);
+	emit_store(e, H_R15, VOFF(jt.c_sp), H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
+	e1(e, 0xf0);
+}
+
+/* All back but R8. No flag changes. */
+static void emit_c_end(struct emit *e)
+{
+	emit_load(e, H_RSP, H_R15, VOFF(jt.c_sp));
+	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
+		emit_load(e, homes[caller_saved[n]].host, H_R15, homes[caller_saved[n]].guest * 8);
+}
+
+/* find(v, R8): to the code it returns, or on to `otherwise` with R8 as it was. */
+static const u8 *emit_quick(struct emit *e, u64 find, const u8 *otherwise)
+{
+	const u8 *start = emit_rx(e);
+
+	emit_c_begin(e);
+	emit_mov(e, H_RDI, H_R15);
+	emit_mov(e, H_RSI, H_R8);
+	emit_const(e, H_RAX, find);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_R8, H_RAX);
+	emit_c_end(e);
+	encode(e, ENC_W, 0, 0x85, H_R8, rm_reg(H_R8));
+	emit_load(e, H_R10, H_R15, VOFF(jt.c_r8));
+	encode(e, ENC_W, 1, 0x44, H_R8, rm_reg(H_R10)); /* cmovz r8, r10 */
+	emit_jcc(e, 4, otherwise);
+	encode(e, 0, 0, 0xff, 4, rm_reg(H_R8));
+	return start;
 }
 
 static void move_vectors(struct emit *e, bool ymm, bool store)
@@ -261,18 +293,21 @@ void jit_emit_stubs(struct jit *j)
 	u8 *at;
 
 	emit_vec_stubs(j);
-	/* leave_lookup: R8 = RIP to go on at. */
-	j->leave_lookup = emit_rx(e);
+	/* long_lookup: R8 = RIP to go on at. */
+	j->long_lookup = emit_rx(e);
 	emit_store(e, H_R15, R_RIP * 8, H_R8);
 	spill_all(j, e);
 	emit_const(e, H_RAX, LEFT_LOOKUP);
 	emit_return(e);
-	/* leave_link: R8 = site. */
-	j->leave_link = emit_rx(e);
+	/* long_link: R8 = site. */
+	j->long_link = emit_rx(e);
 	encode(e, 0, 0, 0x89, H_R8, rm_mem(H_R15, VOFF(jt.arg)));
 	spill_all(j, e);
 	emit_const(e, H_RAX, LEFT_LINK);
 	emit_return(e);
+	/* The same, by the short way when there is one. */
+	j->leave_lookup = emit_quick(e, (u64)(uintptr_t)jit_quick_lookup, j->long_lookup);
+	j->leave_link = emit_quick(e, (u64)(uintptr_t)jit_quick_link, j->long_link);
 	/* jump: R8 = target. */
 	for (unsigned user = 0; user < 2; user++) {
 		j->jump[user] = emit_rx(e);
@@ -319,12 +354,7 @@ void jit_emit_stubs(struct jit *j)
 	emit_return(e);
 	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; NZ: the TLB has it now. */
 	j->fill_stub = emit_rx(e);
-	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
-		emit_store(e, H_R15, homes[caller_saved[n]].guest * 8, homes[caller_saved[n]].host);
-	emit_store(e, H_R15, VOFF(jt.fill_r8), H_R8);
-	emit_store(e, H_R15, VOFF(jt.fill_sp), H_RSP);
-	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
-	e1(e, 0xf0);
+	emit_c_begin(e);
 	encode(e, ENC_W, 0, 0x8d, H_RDI, rm_mem(H_R15, VOFF(mmu)));
 	emit_mov(e, H_RSI, H_R11);
 	encode(e, 0, 1, 0xb7, H_RDX, rm_reg(H_R10)); /* movzx edx, r10w */
@@ -334,10 +364,8 @@ void jit_emit_stubs(struct jit *j)
 	emit_const(e, H_RAX, (u64)(uintptr_t)mem_fill);
 	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
 	encode(e, 0, 0, 0x84, H_RAX, rm_reg(H_RAX)); /* test al, al */
-	emit_load(e, H_RSP, H_R15, VOFF(jt.fill_sp));
-	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
-		emit_load(e, homes[caller_saved[n]].host, H_R15, homes[caller_saved[n]].guest * 8);
-	emit_load(e, H_R8, H_R15, VOFF(jt.fill_r8));
+	emit_c_end(e);
+	emit_load(e, H_R8, H_R15, VOFF(jt.c_r8));
 	e1(e, 0xc3);
 	/* flags_stub: jt.flags become the host's. */
 	j->flags_stub = emit_rx(e);

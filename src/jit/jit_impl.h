@@ -166,7 +166,7 @@ struct jit {
 	struct front *front;
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub,
+	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub,
 	        *fill_stub;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
@@ -203,6 +203,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
+		        quick,
 		        after, interp, epochs, gens, gens_local, slow;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
@@ -231,6 +232,9 @@ void jit_emit_stubs(struct jit *j);
 
 /* tb.c */
 int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let the interpreter run a block */
+struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key);
+/* The block is about to be entered from outside its page: its page's guard holds, the jump cache knows it. */
+void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page);
 void tb_link(struct jit *j, u32 site, struct tb *to);
 void tb_kill(struct jit *j, struct tb *tb);
 void tb_flush(struct jit *j);
@@ -254,10 +258,22 @@ void page_drop(struct jit *j, struct tb *tb); /* kills the block; nobody is left
 void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
+bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may have */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);
 void smc_register(struct jit *j);
 void smc_unregister(struct jit *j);
+
+/* quick.c: code to go on at, NULL: the dispatcher has to find it. */
+const u8 *jit_quick_lookup(struct vcpu *v, u64 rip);
+const u8 *jit_quick_link(struct vcpu *v, u32 site);
+
+/* The world is as translated code expects it: nothing to look at, and all guards as good as they were. */
+static inline bool jit_undisturbed(const struct vcpu *v, const struct jit *j)
+{
+	return !atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed) && !v->stepping &&
+	       v->mmu.flushes == j->flushes && v->mmu.flushes_local == j->flushes_local;
+}
 
 /* trans.c: the block at `rip`, whose bytes are at `hva`; NULL when its first instruction is not for us. */
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);

@@ -31,6 +31,7 @@ static void print(const struct jit *j)
 	            {"flushes of all code", j->n.flushes},
 	            {"guest instructions run", j->v->n_insns},
 	            {"entries from the dispatcher", j->n.lookups},
+	            {"jumps found without leaving", j->n.quick},
 	            {"handler calls", j->n.helper},
 	            {"of these that ended in the dispatcher", j->n.after},
 	            {"blocks interpreted", j->n.interp},

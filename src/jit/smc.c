@@ -187,14 +187,14 @@ static bool same_bytes(const u8 *page, const struct tb *tb)
 	return true;
 }
 
-typedef u64 u64x2 __attribute__((vector_size(16), aligned(1), may_alias));
-
 static inline bool same_granule(const u8 *a, const u8 *b)
 {
-	const u64x2 *x = (const u64x2 *)(const void *)a, *y = (const u64x2 *)(const void *)b;
-	u64x2 d = (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
+	u64 x[8], y[8];
 
-	return !(d[0] | d[1]);
+	memcpy(x, a, sizeof(x));
+	memcpy(y, b, sizeof(y));
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) | (x[5] ^ y[5]) |
+	         (x[6] ^ y[6]) | (x[7] ^ y[7]));
 }
 
 /* Some granule changed: which blocks did? */
@@ -229,6 +229,14 @@ static bool same_granules(const struct jpage *p, u64 granules)
 		if (!same_granule(p->snap[off / SNAP] + off % SNAP, p->hva + off))
 			return false;
 	}
+	return true;
+}
+
+bool page_unchanged(struct jit *j, struct jpage *p)
+{
+	if (!same_granules(p, p->granules))
+		return false;
+	p->epoch = j->epoch;
 	return true;
 }
 

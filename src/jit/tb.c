@@ -16,7 +16,7 @@ static unsigned hash_of(u64 rip, u32 key)
 	return (unsigned)((rip ^ rip >> 15 ^ key << 3) & (HASH_SIZE - 1));
 }
 
-static struct tb *lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
+struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 {
 	struct tb *tb;
 
@@ -44,6 +44,30 @@ static struct jc_entry *jc_of(const struct jit *j, u64 rip)
 	return &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
 }
 
+void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page)
+{
+	/* Without global pages every flush is one of all. */
+	bool local = (tb->key & KEY_USER) ||
+	             (v->mmu.pge && (!tlb_exec_global(&v->mmu, tb->rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
+	                             (v->mmu.paging == PAGING_64 && !(tb->rip >> 63))));
+	struct jit *j = v->jit;
+	struct jc_entry *jc;
+	u32 *cell;
+
+	if (unlikely(!tb->guard[local]))
+		tb->guard[local] = guard_get(j, tb->rip & PAGE_MASK, page->hva, tb->key, local);
+	cell = &j->front->cell[tb->guard[local]];
+	*cell = v->jt.gen[local];
+	j->local = local;
+	/* The jump cache of supervisor code compares with the generation of global pages. */
+	if (local != !!(tb->key & KEY_USER))
+		return;
+	jc = jc_of(j, tb->rip);
+	jc->tag = tb->rip ^ v->jt.key;
+	jc->code = tb->code_nopoll;
+	jc->cell = cell;
+}
+
 /*
  * The block at v's RIP, entered into the jump cache; its page's guard holds. STEP_EXCP or STEP_EXIT from the fetch. The
  * jump cache is good while nothing of invariant 3 changes, and that is what the caller checked last.
@@ -52,9 +76,6 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 {
 	struct jit *j = v->jit;
 	u64 rip = v->r[R_RIP];
-	struct jc_entry *jc;
-	bool local;
-	u32 *cell;
 	struct jpage *page;
 	struct tb *tb;
 	const u8 *p;
@@ -76,7 +97,7 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 	}
 	if (unlikely(page->epoch != j->epoch))
 		page_validate(j, page);
-	tb = lookup(j, rip, p, key);
+	tb = tb_lookup(j, rip, p, key);
 	if (unlikely(!tb)) {
 		tb = translate(j, rip, p, key, page);
 		if (!tb) {
@@ -86,23 +107,8 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 		tb->next = j->hash[hash_of(rip, key)];
 		j->hash[hash_of(rip, key)] = tb;
 	}
+	tb_entered(v, tb, page);
 	*out = tb;
-	/* Without global pages every flush is one of all. */
-	local = (key & KEY_USER) ||
-	        (v->mmu.pge && (!tlb_exec_global(&v->mmu, rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
-	                        (v->mmu.paging == PAGING_64 && !(rip >> 63))));
-	if (unlikely(!tb->guard[local]))
-		tb->guard[local] = guard_get(j, rip & PAGE_MASK, page->hva, key, local);
-	cell = &j->front->cell[tb->guard[local]];
-	*cell = v->jt.gen[local];
-	j->local = local;
-	/* The jump cache of supervisor code compares with the generation of global pages. */
-	if (local != !!(key & KEY_USER))
-		return STEP_OK;
-	jc = jc_of(j, rip);
-	jc->tag = rip ^ v->jt.key;
-	jc->code = tb->code_nopoll;
-	jc->cell = cell;
 	return STEP_OK;
 }
 

@@ -1,0 +1,54 @@
+/*
+ * quick.c: the dispatcher's short way: to a block that exists, in a page whose bytes are as they were, while nothing
+ * else has changed. Translated code calls it with the guest's registers where they are and keeps its host stack, so
+ * nothing here may kill a block, touch a vector register (the Makefile sees to that) or raise an exception: whatever is
+ * not plain goes the long way (helper.c).
+ */
+#include "../base/bug.h"
+#include "jit_impl.h"
+
+/* The code for `rip`, entered into the jump cache; NULL: go the long way. */
+static const u8 *find(struct vcpu *v, u64 rip, struct tb **out)
+{
+	struct jit *j = v->jit;
+	u32 key = (u32)(v->jt.key >> 48);
+	const u8 *p;
+	struct jpage *page;
+	struct tb *tb;
+
+	if (unlikely(!jit_undisturbed(v, j) || j->lockstep || j->chaos.on || j->need_flush ||
+	             atomic_load_explicit(&j->again, memory_order_relaxed) ||
+	             atomic_load_explicit(&j->foreign, memory_order_relaxed)))
+		return NULL;
+	p = tlb_lookup(&v->mmu.tlb[key & KEY_USER ? TLB_USER : TLB_SUPER][TLB_EXEC], rip, 1);
+	if (unlikely(!p))
+		return NULL;
+	page = page_find(j, p - (rip & ~PAGE_MASK));
+	if (unlikely(!page || !page->watched))
+		return NULL;
+	tb = tb_lookup(j, rip, p, key);
+	if (unlikely(!tb || (page->epoch != j->epoch && !page_unchanged(j, page))))
+		return NULL;
+	tb_entered(v, tb, page);
+	j->n.quick++;
+	*out = tb;
+	return tb->code_nopoll;
+}
+
+const u8 *jit_quick_lookup(struct vcpu *v, u64 rip)
+{
+	struct tb *tb;
+
+	return find(v, rip, &tb);
+}
+
+const u8 *jit_quick_link(struct vcpu *v, u32 site)
+{
+	struct jit *j = v->jit;
+	struct tb *tb;
+	const u8 *code = find(v, j->sites[site].rip, &tb);
+
+	if (code)
+		tb_link(j, site, tb);
+	return code;
+}
