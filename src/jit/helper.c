@@ -70,6 +70,16 @@ static bool go_by_cache(struct vcpu *v, const struct jit *j, u32 key)
 	return true;
 }
 
+/* Nothing to look at, but perhaps another address space: its generation counts from now on. */
+static bool calm(struct vcpu *v, struct jit *j)
+{
+	if (j->flushes_local != v->mmu.flushes_local) {
+		j->flushes_local = v->mmu.flushes_local;
+		tb_new_gen_local(j);
+	}
+	return jit_undisturbed(v, j);
+}
+
 /* The second part of an instruction over a page border is still there, and still the same. */
 static int check_border(struct vcpu *v, struct tb *tb)
 {
@@ -125,7 +135,7 @@ u32 jit_call(struct vcpu *v, u32 idx)
 					return CALLED_JUMP;
 			}
 		}
-	} else if (rc == STEP_JUMP && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && jit_undisturbed(v, j) &&
+	} else if (rc == STEP_JUMP && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && calm(v, j) &&
 	           go_by_cache(v, j, jit_key(v))) {
 		v->jt.flags = fl_pack(v->rflags);
 		return CALLED_JUMP;

@@ -12,16 +12,17 @@ static const u8 *find(struct vcpu *v, u64 rip, struct tb **out)
 {
 	struct jit *j = v->jit;
 	u32 key = (u32)(v->jt.key >> 48);
-	const u8 *p;
+	enum tlb_ctx ctx = key & KEY_USER ? TLB_USER : TLB_SUPER;
 	struct jpage *page;
+	const u8 *p;
 	struct tb *tb;
 
 	if (unlikely(!jit_undisturbed(v, j) || j->lockstep || j->chaos.on || j->need_flush ||
 	             atomic_load_explicit(&j->again, memory_order_relaxed) ||
 	             atomic_load_explicit(&j->foreign, memory_order_relaxed)))
 		return NULL;
-	p = tlb_lookup(&v->mmu.tlb[key & KEY_USER ? TLB_USER : TLB_SUPER][TLB_EXEC], rip, 1);
-	if (unlikely(!p))
+	p = tlb_lookup(&v->mmu.tlb[ctx][TLB_EXEC], rip, 1);
+	if (unlikely(!p) && !(p = mem_fill_exec(&v->mmu, rip, ctx)))
 		return NULL;
 	page = page_find(j, p - (rip & ~PAGE_MASK));
 	if (unlikely(!page || !page->watched))

@@ -112,16 +112,28 @@ void mem_allow_write(struct mmu *m, gva_t gva, gpa_t gpa, enum tlb_ctx ctx, bool
 	tlb_install(m, gva, s->hva + (gpa - s->gpa), ctx, TLB_WRITE, global);
 }
 
+/* The walk does not look at the bits above. */
+static bool canonical(gva_t gva)
+{
+	return (u64)((s64)(gva << 16) >> 16) == gva;
+}
+
+const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx)
+{
+	struct part p;
+
+	if (!canonical(gva) || translate(m, gva, 1, MEM_EXEC, ctx, &p) != MEM_OK)
+		return NULL;
+	return p.hva;
+}
+
 bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
 {
 	const struct tlb_set *set = &m->tlb[m->ctx][kind];
 	struct part p;
 
 	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->watching) ||
-	    unlikely(m->store_hook))
-		return false;
-	/* The walk does not look at the bits above. */
-	if ((u64)((s64)(gva << 16) >> 16) != gva)
+	    unlikely(m->store_hook) || !canonical(gva))
 		return false;
 	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
 		return false;

@@ -240,6 +240,8 @@ int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t 
  * watchpoint); mmu->fault may have changed then. Changes no vector register and no x87 register of the host.
  */
 bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind);
+/* The same for a fetch: the host address of the code at `gva`, NULL: mem_fetch() says why. */
+const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx);
 
 /*
  * Read-modify-write and host-pointer access. After MEM_OK `ref->p` points at `size` bytes that hold the operand: guest
