@@ -116,7 +116,7 @@ static void bit_test(const struct insn *i, u32 key, struct nat *n, bool store)
 	bool memreg = i->op[0].kind == OPK_MEM && i->op[1].kind != OPK_IMM;
 
 	/* The bit's number moves the address. */
-	if (memreg && (i->op[0].size < 4 || (i->asize != 8 && (key & KEY_64))))
+	if (memreg && (i->op[0].size < 4 || i->asize != (key & KEY_64 ? 8 : 4)))
 		return;
 	rmw(n, 0, F_CF);
 	if (memreg)
@@ -132,10 +132,16 @@ static void bit_test(const struct insn *i, u32 key, struct nat *n, bool store)
 
 static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
 {
-	/* 16-bit pushes and those of segment registers are rare. */
-	if (i->osize != (key & KEY_64 ? 8 : 4))
+	bool sreg = (key & KEY_SEG) && i->osize == 2 && i->op[0].kind == OPK_SREG && cls == K_PUSH;
+
+	/* 16-bit pushes and those of segment registers are rare, but in 16-bit code. */
+	if (!key_word(key, i->osize))
 		return;
-	if (i->op[0].kind != OPK_GPR && i->op[0].kind != OPK_MEM && i->op[0].kind != OPK_IMM)
+	if (i->op[0].kind != OPK_GPR && i->op[0].kind != OPK_MEM && i->op[0].kind != OPK_IMM && !sreg)
+		return;
+	/* Part of the stack pointer alone. */
+	if (cls == K_POP && i->op[0].kind == OPK_GPR && i->op[0].reg == R_RSP && (key & KEY_SEG) &&
+	    i->osize != (key & KEY_SP16 ? 2 : 4))
 		return;
 	if (i->op[0].kind == OPK_MEM && cls == K_POP)
 		return;
@@ -147,7 +153,7 @@ static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
 
 static void classify_int(const struct insn *i, u32 key, struct nat *n)
 {
-	bool branch_size = i->osize == (key & KEY_64 ? 8 : 4);
+	bool branch_size = key_word(key, i->osize);
 
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_MOV:
@@ -229,7 +235,7 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		return;
 	case ZYDIS_MNEMONIC_DIV:
 	case ZYDIS_MNEMONIC_IDIV:
-		if (i->op[0].size < 4)
+		if (i->op[0].size < 2)
 			return;
 		n->cls = K_DIV;
 		n->fmod = true; /* undefined flags come out as on the host, from the flags before */
@@ -297,8 +303,6 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->rm_size = n->align = 16;
 		return;
 	case ZYDIS_MNEMONIC_LEA:
-		if (i->asize == 2)
-			return;
 		n->cls = K_LEA;
 		n->size = i->op[0].size;
 		return;
@@ -395,6 +399,13 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->rm_r = true;
 		n->size = n->rm_size = i->osize;
 		return;
+	case ZYDIS_MNEMONIC_LOOP:
+	case ZYDIS_MNEMONIC_JCXZ:
+	case ZYDIS_MNEMONIC_JECXZ:
+	case ZYDIS_MNEMONIC_JRCXZ:
+		if (branch_size)
+			n->cls = K_COUNT;
+		return;
 	case ZYDIS_MNEMONIC_RET:
 		if (branch_size && (i->opcode == 0xc3 || i->opcode == 0xc2))
 			n->cls = K_RET;
@@ -454,14 +465,6 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 		for (unsigned k = 0; k < i->nops; k++)
 			plain = plain && (i->op[k].kind != OPK_GPR || (i->op[k].reg < 8 && i->op[k].reg != R_RSP));
 		n->cls = plain ? K_RAW : n->cls == K_MOVI ? K_RAW : K_HANDLER;
-	}
-	if (n->cls != K_HANDLER && n->cls != K_STRING && (i->flags & INSN_MEM)) {
-		if (i->asize == 2)
-			n->cls = n->cls == K_NOP ? K_NOP : K_HANDLER;
-		/* Outside 64-bit mode only ES, CS, SS, DS are known to be flat; CS cannot be written. */
-		if (!(key & KEY_64) && n->cls != K_LEA && n->cls != K_NOP &&
-		    (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS))
-			n->cls = K_HANDLER;
 	}
 	if (n->cls == K_HANDLER) {
 		memset(n, 0, sizeof(*n));

@@ -6,7 +6,7 @@
  * mirrors guest calls so that the host predicts returns.
  *
  * Invariants:
- *  1. a block's code is right for (RIP, host address of its bytes, key) and nothing else: key is jit_key();
+ *  1. a block's code is right for (linear RIP, host address of its bytes, key) and nothing else: key is jit_key();
  *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
  *     form). Guest vector registers and MXCSR are where jt.vec says; while C runs they are in v->fpu;
  *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
@@ -46,9 +46,13 @@
 #define KEY_SSE BIT(3)  /* SSE instructions run */
 #define KEY_AVX BIT(4)
 #define KEY_CPL0 BIT(5)
-#define KEY_USER BIT(6) /* fetches are CPL 3's */
-#define KEY_FP BIT(7)   /* all SSE exceptions are masked */
-#define KEY_NONE 0x100u /* not for the translator */
+#define KEY_USER BIT(6)  /* fetches are CPL 3's */
+#define KEY_FP BIT(7)    /* all SSE exceptions are masked */
+#define KEY_SEG BIT(8)   /* not 64-bit code, and CS, SS, DS and ES are not all flat, or it is 16-bit code or stack */
+#define KEY_16 BIT(9)    /* 16-bit code */
+#define KEY_SP16 BIT(10) /* the stack pointer is SP */
+#define KEY_CS_SHIFT 16  /* from here: number of CS's base and limit in jit.cs; 0: flat, or 64-bit code */
+#define KEY_NONE BIT(31) /* not for the translator now */
 
 /* jt.vec: vector registers and MXCSR are in v->fpu; in the host's XMM; in the host's YMM. */
 enum { VEC_MEMORY, VEC_XMM, VEC_YMM };
@@ -59,6 +63,13 @@ enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
 /* What follows a call of a handler: the next instruction; v's RIP, by the jump cache; the dispatcher (j->rc, j->insn).
  */
 enum jit_called { CALLED_ON, CALLED_JUMP, CALLED_LEAVE };
+
+/* What of CS decides how a block is translated. */
+struct code_seg {
+	u32 base, limit;
+};
+
+#define CS_MAX 4096u
 
 struct jc_entry {
 	u64 tag; /* RIP ^ jt.key */
@@ -189,6 +200,9 @@ struct jit {
 	struct site *sites;
 	struct guard *guards, **guard_hash;
 	struct decoded *decoded;
+	struct code_seg *cs; /* CS_MAX */
+	u16 *cs_hash;        /* 2 * CS_MAX: number in cs, open addressing */
+	u32 n_cs;
 	u8 *meta;
 	size_t meta_used;
 	u32 n_calls, n_sites, n_guards;
@@ -218,6 +232,20 @@ struct nat;
 
 /* helper.c */
 u32 jit_key(const struct vcpu *v);
+/* The key in the form of vcpu->jt.key: RIP exclusive-or this tells (RIP, key) apart, for linear RIPs. */
+static inline u64 jit_tag(u32 key)
+{
+	return (u64)(key & 0xffff) << 48 | (u64)(key >> KEY_CS_SHIFT) << 32;
+}
+static inline enum decode_mode key_decode(u32 key)
+{
+	return key & KEY_64 ? DECODE_64 : key & KEY_16 ? DECODE_16 : DECODE_32;
+}
+/* Is it a size of pushes and branches that is translated? */
+static inline bool key_word(u32 key, unsigned osize)
+{
+	return key & KEY_64 ? osize == 8 : osize == 4 || (osize == 2 && (key & KEY_SEG));
+}
 u32 jit_call(struct vcpu *v, u32 idx);
 void jit_emit_stubs(struct jit *j);
 
@@ -302,6 +330,7 @@ enum cls {
 	K_BSWAP,
 	K_INCDEC, /* one-byte INC, DEC of 32-bit code */
 	K_JCC,
+	K_COUNT, /* LOOP, JCXZ */
 	K_JMP,
 	K_JMPI,
 	K_CALL,
@@ -332,6 +361,14 @@ struct nat {
 	u8 align;                      /* of the memory operand; 0: any */
 };
 void classify(const struct insn *i, u32 key, struct nat *n);
+static inline bool nat_is_conditional(const struct nat *n)
+{
+	return n->cls == K_JCC || n->cls == K_COUNT;
+}
+static inline bool nat_is_relative(const struct nat *n)
+{
+	return nat_is_conditional(n) || n->cls == K_JMP || n->cls == K_CALL;
+}
 u8 cc_flags(unsigned cc);
 
 #endif
