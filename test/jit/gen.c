@@ -114,13 +114,46 @@ static struct rm any_rm(void)
 	return rnd(3) ? rm_reg(any_reg()) : any_mem();
 }
 
-/* encode(), which writes 32-bit addresses, for the current mode; now and then through FS or GS. */
+/* A memory operand with a 16-bit address: anywhere, or near DI (or BP, a small number). */
+static void enc16(unsigned flags, unsigned map, u8 op, unsigned reg)
+{
+	static const u8 near[] = {5, 5, 5, 6};
+	unsigned mod = rnd(3), rm = rnd(8) ? near[rnd(4)] : rnd(8);
+
+	if (flags & ENC_LOCK)
+		e1(&e, 0xf0);
+	if (flags & ENC_66)
+		e1(&e, 0x66);
+	if (flags & ENC_F2)
+		e1(&e, 0xf2);
+	if (flags & ENC_F3)
+		e1(&e, 0xf3);
+	if (map)
+		e1(&e, 0x0f);
+	if (map > 1)
+		e1(&e, map == 2 ? 0x38 : 0x3a);
+	e1(&e, op);
+	e1(&e, (u8)(mod << 6 | (reg & 7) << 3 | rm));
+	if (mod == 2 || (mod == 0 && rm == 6))
+		e2(&e, (u16)(rnd(40) ? env->data_abs + rnd(3000) : rnd(65536)));
+	else if (mod == 1)
+		e1(&e, (u8)rnd(256));
+}
+
+/* encode(), which writes 32-bit addresses, for the current mode; now and then through another segment. */
 static void enc(unsigned flags, unsigned map, u8 op, unsigned reg, struct rm rm)
 {
+	static const u8 seg[] = {0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e};
 	bool mem = rm.reg == H_NONE;
 
-	if (mem && rnd(40) == 0)
-		e1(&e, (u8)(0x64 + rnd(2)));
+	if (mem && rnd(env->segs ? 10 : 40) == 0)
+		e1(&e, seg[rnd(is64() ? 2 : 6)]);
+	if (mem && !is64() && rnd(env->bits == 16 ? 2 : 60) == 0) {
+		if (env->bits == 32)
+			e1(&e, 0x67);
+		enc16(flags, map, op, reg);
+		return;
+	}
 	if (mem && env->bits == 16)
 		e1(&e, 0x67);
 	encode(&e, flags, map, op, reg, rm);
@@ -341,8 +374,13 @@ static void gen_stack(void)
 		e1(&e, 0x9d);
 		break;
 	case 2:
-		if (!is64())
+		if (!is64()) {
+			e1(&e, 0x55); /* push ebp; mov ebp, esp ... leave */
+			e2(&e, 0xe589);
+			gen_alu();
+			e1(&e, 0xc9);
 			break;
+		}
 		push_pop(0x50, 5);
 		encode(&e, ENC_W, 0, 0x89, H_RSP, rm_reg(H_RBP));
 		gen_alu();
@@ -354,6 +392,32 @@ static void gen_stack(void)
 		enc(0, 0, 0xff, 6, any_mem());
 		push_pop(0x58, s);
 		break;
+	case 4:
+		/* the other operand size */
+		if (is64())
+			break;
+		e1(&e, 0x66);
+		push_pop(0x50, rnd(8));
+		e1(&e, 0x66);
+		push_pop(0x58, any_reg());
+		break;
+	case 5: {
+		static const u8 push[] = {0x06, 0x0e, 0x16, 0x1e}, pop[] = {0x07, 0x1f};
+
+		if (!env->segs)
+			break;
+		if (rnd(2)) { /* mov r, sreg */
+			e1(&e, 0x8c);
+			e1(&e, (u8)(0xc0 | rnd(6) << 3 | any_reg()));
+			break;
+		}
+		e1(&e, push[rnd(4)]);
+		if (rnd(4))
+			push_pop(0x58, s);
+		else
+			e1(&e, pop[rnd(2)]);
+		break;
+	}
 	default:
 		push_pop(0x50, any_reg());
 		push_pop(0x58, s);
@@ -508,7 +572,7 @@ static void gen_site(unsigned kind)
 	memset(prog->meant + (at - prog->bytes), true, kind == SITE_NOP4 ? 4 : 1);
 	/* Stores that waited for it. */
 	for (unsigned n = 0; n < n_wait; n++) {
-		u64 to = (u64)(uintptr_t)at + (u64)e.delta;
+		u64 to = (u64)(uintptr_t)at + (u64)e.delta - env->gs_base;
 		u32 disp = (u32)to;
 
 		if (wait[n].kind != kind)
@@ -530,11 +594,18 @@ static void gen_patch(void)
 	unsigned kind = rnd(3), back = n_sites && rnd(2) ? rnd(n_sites) + 1 : 0;
 	u8 *disp, *val;
 
-	if (env->bits == 16 || n_wait == sizeof(wait) / sizeof(wait[0]))
+	if ((env->bits == 16 && !env->segs) || n_wait == sizeof(wait) / sizeof(wait[0]))
 		return;
 	if (back)
 		kind = site[back - 1].kind;
 	/* mov byte or dword [rip + disp or disp], imm */
+	if (env->segs)
+		e1(&e, 0x65);
+	if (env->bits == 16) {
+		e1(&e, 0x67);
+		if (kind == SITE_NOP4)
+			e1(&e, 0x66);
+	}
 	e1(&e, kind == SITE_NOP4 ? 0xc7 : 0xc6);
 	e1(&e, 0x05);
 	disp = e.p;
@@ -549,7 +620,7 @@ static void gen_patch(void)
 		e1(&e, kind == SITE_ALU ? alu_op() : (u8)rnd(256));
 	}
 	if (back) {
-		u64 to = prog->at + site[back - 1].off;
+		u64 to = prog->at + site[back - 1].off - env->gs_base;
 		u32 d = (u32)(is64() ? to - (u64)(uintptr_t)emit_rx(&e) : to);
 
 		memcpy(disp, &d, 4);
@@ -571,33 +642,90 @@ static void gen_patch(void)
 
 /* ---- control flow ----------------------------------------------------------------------------------------------- */
 
-static u8 *jcc_forward(void)
+/* A displacement of 2 or 4 bytes. */
+struct fix {
+	u8 *at, size;
+};
+
+static void fix_to(struct fix f, const u8 *to)
 {
-	if (env->bits == 16)
-		e1(&e, 0x66);
-	return emit_jcc(&e, rnd(16), NULL);
+	s64 rel = to - (f.at + f.size);
+
+	memcpy(f.at, &rel, f.size);
 }
 
-static u8 *jump_forward(u8 op)
+/* Operand size of a branch: in 16-bit code often 4, in 32-bit code with segments sometimes 2, which cuts RIP. */
+static u8 branch_size(void)
 {
-	if (env->bits == 16)
+	u8 size = is64() ? 4 : env->bits == 16 ? (rnd(2) ? 2 : 4) : env->cut_ok && rnd(8) == 0 ? 2 : 4;
+
+	if (!is64() && size * 8 != env->bits)
 		e1(&e, 0x66);
-	return emit_jmp(&e, op, NULL);
+	return size;
 }
 
-/* The address that `at`, an absolute 32-bit immediate, will hold is that of e.p. */
+static struct fix disp_of(u8 size)
+{
+	struct fix f = {e.p, size};
+
+	e4(&e, 0);
+	e.p -= 4 - size;
+	return f;
+}
+
+static struct fix jcc_forward(void)
+{
+	u8 size = branch_size();
+
+	e1(&e, 0x0f);
+	e1(&e, (u8)(0x80 | rnd(16)));
+	return disp_of(size);
+}
+
+static struct fix jump(u8 op)
+{
+	u8 size = branch_size();
+
+	e1(&e, op);
+	return disp_of(size);
+}
+/* MOV r, imm32 with the RIP of the linear address `to`. */
+static void mov_target(unsigned r, u64 to)
+{
+	u32 rip = (u32)(to - env->cs_base);
+
+	if (env->bits == 16)
+		e1(&e, 0x66);
+	if (r >= 8)
+		e1(&e, 0x41);
+	e1(&e, (u8)(0xb8 | (r & 7)));
+	e4(&e, rip);
+}
+
 static void gen_branch(unsigned depth)
 {
 	unsigned n = 1 + rnd(6), r = any_reg(), counter = is64() ? H_R12 : H_RBP;
-	u8 *at, *top, *over;
+	u8 *at, *top;
+	struct fix f;
 
 	switch (rnd(5)) {
 	case 0:
+		if (rnd(4) == 0) { /* LOOP, LOOPE, LOOPNE, JCXZ */
+			if (rnd(6) == 0)
+				e1(&e, 0x67);
+			e1(&e, (u8)(0xe0 + rnd(4)));
+			at = e.p;
+			e1(&e, 0);
+			gen_alu();
+			*at = (u8)(e.p - (at + 1));
+			break;
+		}
+		/* fall through */
 	case 1:
-		at = jcc_forward();
+		f = jcc_forward();
 		while (n--)
 			gen_one(depth + 3);
-		patch_rel(at, e.delta, emit_rx(&e));
+		fix_to(f, e.p);
 		break;
 	case 2: /* loop */
 		if (depth)
@@ -609,50 +737,66 @@ static void gen_branch(unsigned depth)
 		while (n--)
 			gen_one(depth + 1);
 		if (rnd(3) == 0) {
-			at = jcc_forward(); /* around the next instruction, inside the loop */
+			f = jcc_forward(); /* around the next instruction, inside the loop */
 			gen_one(depth + 3);
-			patch_rel(at, e.delta, emit_rx(&e));
+			fix_to(f, e.p);
 		}
 		encode(&e, 0, 0, 0xff, 1, rm_reg(counter)); /* dec */
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		emit_jcc(&e, 5, top + e.delta);
+		{
+			u8 size = branch_size();
+
+			e1(&e, 0x0f);
+			e1(&e, 0x85);
+			fix_to(disp_of(size), top);
+		}
 		break;
 	case 3: /* call of a function that is jumped over */
 		if (depth > 1)
 			return;
-		over = jump_forward(0xe9);
+		f = jump(0xe9);
 		top = e.p;
 		while (n--)
 			gen_one(depth + 2);
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		e1(&e, 0xc3);
-		patch_rel(over, e.delta, emit_rx(&e));
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		if (env->bits != 16 && rnd(3) == 0) {
-			emit_const(&e, r, (u64)(uintptr_t)(top + e.delta));
-			encode(&e, 0, 0, 0xff, 2, rm_reg(r));
-		} else {
-			emit_jmp(&e, 0xe8, top + e.delta);
+		{
+			u8 size = branch_size();
+
+			if (rnd(4)) {
+				e1(&e, 0xc3);
+			} else {
+				e1(&e, 0xc2);
+				e2(&e, (u16)(rnd(3) * 2));
+			}
+			fix_to(f, e.p);
+			if (rnd(3) == 0) {
+				mov_target(r, (u64)(uintptr_t)(top + e.delta));
+				if (!is64() && size * 8 != env->bits)
+					e1(&e, 0x66);
+				encode(&e, 0, 0, 0xff, 2, rm_reg(r));
+			} else {
+				/* The call's size is mostly the return's. */
+				if (!is64() && rnd(30) == 0)
+					size = size == 2 || !env->cut_ok ? 4 : 2;
+				if (!is64() && size * 8 != env->bits)
+					e1(&e, 0x66);
+				e1(&e, 0xe8);
+				fix_to(disp_of(size), top);
+			}
 		}
 		break;
 	default: /* indirect jump over something */
-		if (env->bits == 16)
-			return;
-		if (r >= 8)
-			e1(&e, 0x41);
-		e1(&e, (u8)(0xb8 | (r & 7)));
 		at = e.p;
-		e4(&e, 0);
-		encode(&e, 0, 0, 0xff, 4, rm_reg(r));
-		for (n = rnd(6); n; n--)
-			e1(&e, 0xcc);
-		{
-			u32 to = (u32)(uintptr_t)emit_rx(&e);
+		for (unsigned pass = 0; pass < 2; pass++) {
+			static u8 *to;
 
-			memcpy(at, &to, 4);
+			/* The target is known once it was written. */
+			e.p = at;
+			mov_target(r, (u64)(uintptr_t)((pass ? to : at) + e.delta));
+			if (env->bits == 16)
+				e1(&e, 0x66);
+			encode(&e, 0, 0, 0xff, 4, rm_reg(r));
+			for (unsigned k = 0; k < n; k++)
+				e1(&e, 0xcc);
+			to = e.p;
 		}
 	}
 }
@@ -739,15 +883,20 @@ static void gen_one(unsigned depth)
 	}
 }
 
+/* Anywhere in the code window, near a page's end rather often. */
+void gen_place(const struct gen_env *env_, struct program *p)
+{
+	u64 pages = env_->code_size / 4096;
+
+	p->at = env_->code + rnd((u32)pages - 4) * 4096 + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
+}
+
 void gen_program(const struct gen_env *env_, struct program *p)
 {
 	unsigned n = 5 + rnd(rnd(4) ? 40 : 196);
-	u64 pages = env_->code_size / 4096;
 
 	env = env_;
 	prog = p;
-	/* Anywhere in the code window, near a page's end rather often. */
-	p->at = env->code + rnd((u32)pages - 4) * 4096 + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
 	e.p = p->bytes;
 	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
 	p->n_insns = p->n_chunks = 0;
