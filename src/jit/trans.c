@@ -916,12 +916,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	if (!c->nat[c->n - 1].ends) {
 		if (c->host && c->live_out[c->n - 1])
 			flags_save(e);
-		if (in_limit(c, c->end_rip)) {
-			emit_exit(c, NULL, c->end_rip, false);
-		} else {
-			emit_const(e, H_R8, c->end_rip);
-			emit_jmp(e, 0xe9, j->leave_lookup);
-		}
+		emit_exit(c, NULL, c->end_rip, false);
 	}
 	emit_out_of_line(c);
 	patch_rel(poll, e->delta, emit_rx(&j->cold));

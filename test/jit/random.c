@@ -8,7 +8,7 @@
  * any instruction shows later.
  *
  * Modes: 64-bit code at CPL 3 and 0, compatibility mode, 32-bit protected mode at CPL 3 and 0; and with segments that
- * change from program to program (bases, limits that fault, expand-down, read-only, null, stacks of the other width):
+ * change from round to round (bases, limits that fault, expand-down, read-only, null, stacks of the other width):
  * 16-bit protected mode at CPL 0 and 3, real mode, virtual-8086 mode, 32-bit protected and compatibility mode. There GS
  * shows the code, so that stores come by another segment, and CS may end inside the program or wrap. Translators:
  * plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
@@ -71,7 +71,7 @@ static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+
 
 struct side {
 	struct machine m;
-	u8 *code, *data, *sys;
+	u8 *code, *data, *sys, *hlt;
 	u8 sys_clean[SYS_COUNT & PAGE_MASK];
 	struct seg seg[SEG_COUNT], plain[SEG_COUNT]; /* a program's, and before they were changed for it */
 	u8 clean[offsetof(struct vcpu, fpu) - offsetof(struct vcpu, seg)]; /* what a wild jump at CPL 0 may change */
@@ -322,7 +322,7 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 	s->code = add_window(&s->m, u->env.code, CODE_SIZE);
 	s->data = add_window(&s->m, u->data, u->data_size);
 	if (low)
-		memset(add_window(&s->m, u->env.code - 0x10000, HLT_SIZE), 0xf4, HLT_SIZE);
+		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE);
 	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
 	if (u->env.mmio)
 		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
@@ -374,7 +374,7 @@ static void make_setup(enum mode mode)
 	u->dpl = mode == LONG0 || mode == PROT0 || mode == PROT16 || mode == REAL ? 0 : 3;
 	u->env.bits = mode <= LONG0 ? 64 : low ? 16 : 32;
 	u->env.segs = mode >= PROT16;
-	u->env.vex = mode != REAL && mode != V86;
+	u->env.vex = true; /* in real and virtual-8086 mode #UD */
 	u->env.sse = true;
 	u->env.io = mode == LONG0 || mode == PROT0 || mode == PROT16 || mode == REAL;
 	u->env.code = low ? 0x20000 : 0x30000000;
@@ -406,6 +406,7 @@ static void vary_data(const struct setup *u, struct seg *s, unsigned n)
 {
 	u32 most = u->env.bits == 16 ? 0xffff : 0xffffffffu;
 	bool protected = u->mode != REAL && u->mode != V86;
+	u32 off = u->env.bits == 32 ? DATA_OFF : 0;
 
 	s->base = u->data;
 	if (u->env.bits == 32)
@@ -416,13 +417,16 @@ static void vary_data(const struct setup *u, struct seg *s, unsigned n)
 	s->limit = most;
 	if (u->mode == V86)
 		return;
+	/* Often where the program's pointers are. */
 	if (gen_rnd(3) == 0)
 		s->limit = n == SEG_SS ? 0x3000 + gen_rnd(0x1000) : 0x800 + gen_rnd(0x3000);
 	else if (gen_rnd(6) == 0)
+		s->limit = (n == SEG_SS ? off + 0x27f0 : off + 0xf00) + gen_rnd(200);
+	else if (gen_rnd(4) == 0)
 		s->limit = 0xffffffffu;
 	if (gen_rnd(12) == 0) {
 		s->type |= SEGT_E;
-		s->limit = gen_rnd(0x1200);
+		s->limit = gen_rnd(4) ? gen_rnd(0x1200) : (n == SEG_SS ? off + 0x27f0 : off + 0xf00) + gen_rnd(200);
 		s->db = gen_rnd(2);
 	}
 	if (n == SEG_SS) {
@@ -437,8 +441,8 @@ static void vary_data(const struct setup *u, struct seg *s, unsigned n)
 	}
 }
 
-/* The segments of the next program, whose place is chosen. */
-static void vary_segments(struct setup *u, struct side *j)
+/* The segments of the next round; of a new program, whose place is chosen, also where CS begins. */
+static void vary_segments(struct setup *u, struct side *j, bool new_program)
 {
 	struct seg seg[SEG_COUNT], *cs = &seg[SEG_CS];
 	bool protected = u->mode != REAL && u->mode != V86;
@@ -448,7 +452,9 @@ static void vary_segments(struct setup *u, struct side *j)
 	for (unsigned n = SEG_ES; n <= SEG_FS; n++)
 		if (n != SEG_CS)
 			vary_data(u, &seg[n], n);
-	if (u->env.bits == 32)
+	if (!new_program)
+		cs->base = u->env.cs_base;
+	else if (u->env.bits == 32)
 		cs->base = u->env.code - gen_rnd(gen_rnd(2) ? 0x10000000 : 0x6000);
 	else if (gen_rnd(4) == 0) /* offset 0xffff lies inside the program */
 		cs->base = (program.at + gen_rnd(500) - 0x10000) & (protected ? ~0ull : ~15ull);
@@ -519,7 +525,7 @@ static void make_start(const struct setup *u, struct start *s)
 		s->r[k] = gen_u64();
 	pointers(u, s->r);
 	s->r[R_RDI] += gen_rnd(16) * 8;
-	if (u->env.segs && gen_rnd(8) == 0)
+	if (u->env.segs && gen_rnd(6) == 0)
 		s->r[R_RSP] = gen_rnd(2) || u->irqs ? gen_rnd(12) : s->r[R_RSP] | (u64)gen_rnd(65536) << 16;
 	s->rflags = (u->mode == V86 ? FLAGS_VM | FLAGS_IOPL : 0) | FLAGS_FIXED | (gen_u64() & FLAGS_ARITH) |
 	            (u->irqs ? FLAGS_IF : 0);
@@ -538,6 +544,10 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 	memcpy(s->data, pool + st->pool, u->data_size);
 	if (memcmp(s->sys, s->sys_clean, sizeof(s->sys_clean)))
 		memcpy(s->sys, s->sys_clean, sizeof(s->sys_clean));
+	/* A wild jump may run what lies there. */
+	if (s->hlt)
+		memset(s->hlt, 0xf4, HLT_SIZE);
+	memset(s->sys + SYS_COUNT, 0, SYS_SIZE - SYS_COUNT);
 	if (memcmp(&v->gdt, s->clean + SPAN(seg, gdt), SPAN(gdt, excp)) ||
 	    memcmp(&v->star, s->clean + SPAN(seg, star), SPAN(star, fpu))) {
 		memcpy(v->seg, s->clean, sizeof(s->clean));
@@ -670,6 +680,8 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	bytes("MSRs", &a->star, &b->star, SPAN(star, fpu));
 	bytes("data", si->data, sj->data, u->data_size);
 	bytes("code", si->code, sj->code, CODE_SIZE);
+	if (si->hlt)
+		bytes("below the code", si->hlt, sj->hlt, HLT_SIZE);
 	word("exit ", 0, a->exit.reason, b->exit.reason);
 	word("ports ", 0, si->io, sj->io);
 	if (si->faulted != sj->faulted) {
@@ -713,7 +725,7 @@ static unsigned chunk_behind(const struct vcpu *v)
 
 enum { SAME, DIFFER, ABANDONED };
 
-static int one_round(struct setup *u, struct side *j)
+static int one_round(struct setup *u, struct side *j, unsigned round)
 {
 	struct side *i = &u->interp;
 	struct vcpu *a = i->m.v, *b = j->m.v;
@@ -721,6 +733,8 @@ static int one_round(struct setup *u, struct side *j)
 	unsigned faults = 0, off;
 	struct start st;
 
+	if (u->env.segs && round)
+		vary_segments(u, j, false);
 	make_start(u, &st);
 	set_side(u, i, &st);
 	set_side(u, j, &st);
@@ -797,7 +811,7 @@ static bool right_with_exact_flags(struct setup *u, struct side *j, u64 rng)
 	gen_set_state(rng);
 	t->need_flush = t->chaos.exact_flags = true;
 	for (unsigned round = 0; round < ROUNDS && right; round++)
-		right = one_round(u, j) != DIFFER;
+		right = one_round(u, j, round) != DIFFER;
 	t->need_flush = true;
 	t->chaos.exact_flags = false;
 	return right;
@@ -835,7 +849,7 @@ static bool one(u64 seed, unsigned k)
 		variant = (unsigned)only_variant;
 	gen_place(&u->env, &program);
 	if (u->env.segs)
-		vary_segments(u, &u->jit[variant]);
+		vary_segments(u, &u->jit[variant], true);
 	gen_program(&u->env, &program);
 	if (verbose) {
 		printf("program %u, %s, %s\n", k, mode_name[mode], variant_name[variant]);
@@ -846,7 +860,7 @@ static bool one(u64 seed, unsigned k)
 	rng = gen_state();
 	/* (A program that overwrites the interrupts' tables or handler differs, as only one side has interrupts.) */
 	for (unsigned round = 0; round < ROUNDS && rc == SAME; round++)
-		rc = one_round(u, &u->jit[variant]);
+		rc = one_round(u, &u->jit[variant], round);
 	n.programs++;
 	n.by_mode[mode]++;
 	if (rc == ABANDONED)
