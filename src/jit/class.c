@@ -64,6 +64,11 @@ static void mov(const struct insn *i, struct nat *n)
 	if (i->map != 0)
 		return;
 	n->size = n->rm_size = i->op[0].size;
+	if (o == 0x8c) {
+		n->cls = K_SREG;
+		n->size = i->osize;
+		return;
+	}
 	if (o == 0x88 || o == 0x89) {
 		n->cls = K_MODRM;
 		n->reg_r = n->rm_w = true;
@@ -434,6 +439,36 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	}
 }
 
+/*
+ * No REX may come near AH..BH. Register forms run as they are, unless a register has another home. With a memory
+ * operand, which needs a REX, AL..BL stand in, the register being rotated meanwhile; it must not be in the address, nor
+ * AL an operand of its own.
+ */
+static void high_byte(const struct insn *i, struct nat *n)
+{
+	u8 cls = n->cls;
+
+	n->cls = cls == K_MOVI ? K_RAW : K_HANDLER;
+	if (cls != K_MODRM)
+		return;
+	if (i->flags & INSN_MEM) {
+		unsigned reg = i->modrm >> 3 & 3;
+
+		if (i->base == reg || i->index == reg || i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG)
+			return;
+		n->high = true;
+		n->cls = K_MODRM;
+		return;
+	}
+	for (unsigned k = 0; k < i->raw_prefixes; k++)
+		if (i->raw[k] >= 0xf0)
+			return;
+	for (unsigned k = 0; k < i->nops; k++)
+		if (i->op[k].kind == OPK_GPR && (i->op[k].reg >= 8 || i->op[k].reg == R_RSP))
+			return;
+	n->cls = K_RAW;
+}
+
 /* REP STOS and REP MOVS, the plain ones. */
 static void classify_string(const struct insn *i, u32 key, struct nat *n)
 {
@@ -458,14 +493,8 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 		classify_int(i, key, n);
 	else
 		classify_string(i, key, n);
-	if (n->cls != K_HANDLER && has_high_byte(i)) {
-		/* No REX may come near AH..BH: only plain register forms, which then need no renaming. */
-		bool plain = n->cls == K_MODRM && !(i->flags & INSN_MEM) && i->raw_prefixes == 0;
-
-		for (unsigned k = 0; k < i->nops; k++)
-			plain = plain && (i->op[k].kind != OPK_GPR || (i->op[k].reg < 8 && i->op[k].reg != R_RSP));
-		n->cls = plain ? K_RAW : n->cls == K_MOVI ? K_RAW : K_HANDLER;
-	}
+	if (n->cls != K_HANDLER && has_high_byte(i))
+		high_byte(i, n);
 	if (n->cls == K_HANDLER) {
 		memset(n, 0, sizeof(*n));
 		n->fr = F_ALL;

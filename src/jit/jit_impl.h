@@ -322,6 +322,7 @@ enum cls {
 	K_ACC,   /* accumulator, immediate */
 	K_MOFFS, /* MOV AL/EAX/RAX, moffs and back */
 	K_LEA,
+	K_SREG, /* MOV r, sreg */
 	K_DIV,
 	K_PUSH, /* op[0] */
 	K_POP,
@@ -353,6 +354,7 @@ struct nat {
 	bool fmod;                     /* writes some flag, maybe */
 	bool reg_r, reg_w, rm_r, rm_w; /* ModRM operands: general registers read, written */
 	bool digit;                    /* ModRM.reg is part of the opcode */
+	bool high;                     /* ModRM.reg is AH, CH, DH or BH, the other operand memory */
 	bool ends;                     /* nothing of the block runs after it */
 	u8 reg_kind, rm_kind;          /* OPK_GPR, OPK_XMM ... */
 	u8 size;                       /* of the general register operands */

@@ -143,7 +143,7 @@ void decode_block(struct trans *c)
 		}
 		if (c->nat[k].cls == K_HANDLER)
 			vec_classify(c, i, &c->nat[k]);
-		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len))) {
+		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len)) || (c->nat[k].high && !c->j->bmi2)) {
 			bool ends = interp_ends_block(i);
 
 			memset(&c->nat[k], 0, sizeof(c->nat[k]));

@@ -137,6 +137,13 @@ static unsigned enc_flags(const struct insn *i, const struct nat *n)
 	return f;
 }
 
+/* RORX: no flag changes. */
+static void emit_rotate(struct emit *e, unsigned reg, u8 by)
+{
+	encode_vex(e, true, false, 3, 3, 0xf0, reg, 0, rm_reg(reg));
+	e1(e, by);
+}
+
 static void emit_modrm_insn(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
@@ -160,14 +167,20 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 		if (n->rm_size == 1 && rm.reg >= 4 && rm.reg < 8)
 			f |= ENC_REX;
 	}
-	if (!n->digit) {
+	if (n->high) {
+		/* AH is where AL belongs: rotations without flags. */
+		reg = greg & 3;
+		emit_rotate(e, reg, 8);
+	} else if (!n->digit) {
 		reg = reg_in(c, greg, H_R10, n->reg_r || n->size < 4);
 		if (n->size == 1 && reg >= 4 && reg < 8)
 			f |= ENC_REX;
 	}
 	encode(e, f, i->map, i->opcode, reg, rm);
 	emit_imm(c, i);
-	if (n->reg_w && !n->digit)
+	if (n->high)
+		emit_rotate(e, reg, 56);
+	else if (n->reg_w && !n->digit)
 		reg_out(c, greg, H_R10);
 	if (n->rm_w && !(i->flags & INSN_MEM))
 		reg_out(c, grm, H_R11);
@@ -192,6 +205,26 @@ static void emit_lea(struct trans *c, unsigned k)
 	hd = reg_in(c, dst, H_R10, i->op[0].size < 4);
 	encode(e, i->op[0].size == 8 ? ENC_W : i->op[0].size == 2 ? ENC_66 : 0, 0, 0x89, H_R8, rm_reg(hd));
 	reg_out(c, dst, H_R10);
+}
+
+static void emit_sreg(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	bool mem = i->flags & INSN_MEM;
+	unsigned size = mem ? 2 : c->nat[k].size;
+	struct emit *e = &c->e;
+	struct rm rm;
+
+	if (mem) {
+		flags_give(c, k);
+		rm = emit_operand(c, k, 2, 1, TLB_WRITE);
+	} else {
+		rm = rm_reg(reg_in(c, i->op[0].reg, H_R11, size < 4));
+	}
+	encode(e, 0, 1, 0xb7, H_R10, rm_mem(H_R15, VOFF(seg[0].sel) + (s32)(i->op[1].reg * sizeof(struct seg))));
+	encode(e, size == 8 ? ENC_W : size == 2 ? ENC_66 : 0, 0, 0x89, H_R10, rm);
+	if (!mem)
+		reg_out(c, i->op[0].reg, H_R11);
 }
 
 /* ---- stack ------------------------------------------------------------------------------------------------------ */
@@ -665,6 +698,9 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	case K_LEA:
 		emit_lea(c, k);
+		break;
+	case K_SREG:
+		emit_sreg(c, k);
 		break;
 	case K_PUSH:
 		emit_push(c, k);

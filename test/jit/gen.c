@@ -316,6 +316,13 @@ static void gen_misc(void)
 		break;
 	}
 	case 12: /* high byte registers; as destination AH to BH only, or RDI's neighbours would go */
+		if (rnd(2)) {
+			static const u8 hop[] = {0x00, 0x02, 0x10, 0x3a, 0x84, 0x86, 0x88, 0x8a, 0x8a};
+
+			/* R15 would bring a REX. */
+			enc(0, 0, hop[rnd(9)], 4 + rnd(4), is64() ? rm_mem(H_RDI, (s32)rnd(200)) : any_mem());
+			break;
+		}
 		e1(&e, (u8)(0x00 | rnd(8) << 3));
 		e1(&e, (u8)(0xc0 | rnd(64)));
 		break;
