@@ -3,11 +3,13 @@
  * branches, loops, calls, port and memory-mapped I/O, software interrupts, and stores into the program's own code: to
  * the bytes right behind the store, further on, and to code that ran already.
  *
- * The encoder is the translator's own; what it would get wrong, both engines read.
+ * The encoder is the translator's own; what it would get wrong, both engines read. One instruction in some is any that
+ * the decoder knows (gen_any), so that no form of any mode is left out.
  */
 #include <string.h>
 
 #include "../../src/jit/emit.h"
+#include "../../src/x86/decode.h"
 #include "gen.h"
 
 static u64 rng;
@@ -841,6 +843,93 @@ static void gen_system(void)
 	}
 }
 
+/* Those that leave the mode or the program, stop, or do not do the same twice. */
+static bool no_random(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_RDRAND:
+	case ZYDIS_MNEMONIC_RDSEED:
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_CALL:
+	case ZYDIS_MNEMONIC_RET:
+	case ZYDIS_MNEMONIC_IRET:
+	case ZYDIS_MNEMONIC_IRETD:
+	case ZYDIS_MNEMONIC_IRETQ:
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_INTO:
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSRET:
+	case ZYDIS_MNEMONIC_SYSENTER:
+	case ZYDIS_MNEMONIC_SYSEXIT:
+	case ZYDIS_MNEMONIC_POPF:
+	case ZYDIS_MNEMONIC_POPFD:
+	case ZYDIS_MNEMONIC_POPFQ:
+	case ZYDIS_MNEMONIC_LGDT:
+	case ZYDIS_MNEMONIC_LIDT:
+	case ZYDIS_MNEMONIC_LLDT:
+	case ZYDIS_MNEMONIC_LTR:
+	case ZYDIS_MNEMONIC_LMSW:
+	case ZYDIS_MNEMONIC_CLTS:
+	case ZYDIS_MNEMONIC_XSETBV:
+	case ZYDIS_MNEMONIC_RDMSR:
+	case ZYDIS_MNEMONIC_WRMSR:
+	case ZYDIS_MNEMONIC_INSB:
+	case ZYDIS_MNEMONIC_INSW:
+	case ZYDIS_MNEMONIC_INSD:
+	case ZYDIS_MNEMONIC_OUTSB:
+	case ZYDIS_MNEMONIC_OUTSW:
+	case ZYDIS_MNEMONIC_OUTSD:
+		return true;
+	}
+	for (unsigned n = 0; n < i->nops; n++)
+		if (i->op[n].kind == OPK_REL || i->op[n].kind == OPK_CR || i->op[n].kind == OPK_DR)
+			return true;
+	return false;
+}
+
+/* Any instruction at all, its memory operand mostly at RDI. */
+static void gen_any(void)
+{
+	static const u8 prefix[] = {0x66, 0x66, 0x66, 0x67, 0xf2, 0xf3, 0xf3, 0xf0, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
+	enum decode_mode mode = env->bits == 16 ? DECODE_16 : is64() ? DECODE_64 : DECODE_32;
+	struct insn i;
+
+	for (unsigned tries = 0; tries < 30; tries++) {
+		unsigned n = 0, map;
+		u8 b[24];
+
+		while (rnd(2) == 0 && n < 3)
+			b[n++] = prefix[rnd(sizeof(prefix))];
+		if (rnd(8) == 0) {
+			b[n++] = 0xc4;
+			b[n++] = (u8)((is64() ? rnd(8) << 5 : 0xe0) | (1 + rnd(3)));
+			b[n++] = (u8)(rnd(4) ? rnd(128) | 0x78 : rnd(256));
+		} else {
+			if (is64() && rnd(2))
+				b[n++] = (u8)(0x40 | rnd(16));
+			map = rnd(10);
+			if (map > 5)
+				b[n++] = 0x0f;
+			if (map > 8)
+				b[n++] = rnd(2) ? 0x38 : 0x3a;
+		}
+		b[n++] = (u8)rnd(256);
+		b[n++] = (u8)rnd(256);
+		if (b[n - 1] < 0xc0 && rnd(6)) /* [di], [edi], [rdi] with a displacement of a byte at most */
+			b[n - 1] = (u8)((b[n - 1] & 0x78) | (env->bits == 16 ? 5 : 7));
+		while (n < sizeof(b))
+			b[n++] = (u8)rnd(256);
+		if (decode(mode, b, 15, &i) < 0 || no_random(&i))
+			continue;
+		memcpy(e.p, b, i.len);
+		e.p += i.len;
+		return;
+	}
+}
+
 static void gen_one(unsigned depth)
 {
 	prog->n_insns++;
@@ -881,6 +970,8 @@ static void gen_one(unsigned depth)
 	case 35:
 		if (rnd(3) == 0)
 			gen_system();
+		else if (depth == 0)
+			gen_any();
 		break;
 	default:
 		if (depth < 3)

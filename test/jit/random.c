@@ -143,6 +143,9 @@ static int irq_take(struct vcpu *v)
 	/* The handler's IRET could not return beyond the end of CS, where the next fetch faults. */
 	if (v->mode != MODE_64 && (u32)v->r[R_RIP] > v->seg[SEG_CS].limit)
 		return -1;
+	/* To a 16-bit stack IRET brings back SP alone. */
+	if (v->mode != MODE_64 && !v->stack_is_32 && v->r[R_RSP] >> 16)
+		return -1;
 	s->irq = false;
 	s->n_irqs++;
 	return VECTOR;
@@ -382,7 +385,7 @@ static void make_setup(enum mode mode)
 	u->data = low ? 0x30000 : 0x40000000;
 	u->data_size = low ? DATA_SIZE_16 : DATA_SIZE;
 	u->env.data_abs = low ? 0 : mode >= SEG32 ? DATA_OFF : u->data;
-	/* Below 64 KiB: an interrupt that returns to a 16-bit stack leaves the upper half of ESP behind. */
+	/* Below 64 KiB: IRET to a 16-bit stack leaves the upper half of the handler's ESP behind. */
 	u->sys = mode >= PROT16 ? 0x8000 : 0x50000000;
 	u->env.mmio = mode >= PROT16 ? 0 : 0x60000000;
 	u->irqs = mode != PROT0 && mode != PROT16 && mode != REAL; /* they would use the program's stack */
