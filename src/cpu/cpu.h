@@ -42,6 +42,9 @@ struct seg {
 	/* derived by seg_derive(): MEM_READ/MEM_WRITE set when every access below 4 GiB of that kind passes without a
 	 * check (base 0, limit 4 GiB - 1, expand-up, right type) */
 	u8 flat;
+	/* derived too: outside 64-bit mode a read or write of [ea, ea + size) passes when ea + size, without wrapping,
+	 * is at most this; 0: seg_linear_slow() decides. */
+	u64 read_end, write_end;
 };
 
 struct dtable {
@@ -197,6 +200,7 @@ struct vcpu {
 	struct {
 		u64 sp, sp_low; /* host stack while translated code runs: its base, and where return prediction stops */
 		u64 key;        /* mixed into jump cache tags */
+		u64 to;         /* where a handler jumped, linear */
 		u32 gen[2];     /* what page guards hold that are good: for supervisor code, for the rest */
 		u64 tmp;
 		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX */

@@ -14,20 +14,20 @@ void seg_derive(struct vcpu *v, unsigned n)
 	struct seg *s = &v->seg[n];
 	bool real = v->mode == MODE_REAL;
 
-	s->flat = 0;
-	if (s->base || s->limit != LIMIT_4G)
-		return;
+	u8 may = 0;
+
 	if (real) {
 		if (!(s->s && (s->type & (SEGT_CODE | SEGT_E)) == SEGT_E))
-			s->flat = MEM_READ | MEM_WRITE;
-		return;
+			may = MEM_READ | MEM_WRITE;
+	} else if (!s->unusable && s->s && s->present) {
+		if (s->type & SEGT_CODE)
+			may = s->type & SEGT_R ? MEM_READ : 0;
+		else if (!(s->type & SEGT_E))
+			may = s->type & SEGT_W ? MEM_READ | MEM_WRITE : MEM_READ;
 	}
-	if (s->unusable || !s->s || !s->present)
-		return;
-	if (s->type & SEGT_CODE)
-		s->flat = s->type & SEGT_R ? MEM_READ : 0;
-	else if (!(s->type & SEGT_E))
-		s->flat = s->type & SEGT_W ? MEM_READ | MEM_WRITE : MEM_READ;
+	s->flat = s->base || s->limit != LIMIT_4G ? 0 : may;
+	s->read_end = may & MEM_READ ? (u64)s->limit + 1 : 0;
+	s->write_end = may & MEM_WRITE ? (u64)s->limit + 1 : 0;
 }
 
 bool seg_limit_ok(const struct seg *s, u64 ea, unsigned size)
@@ -171,6 +171,7 @@ void desc_unpack(u64 raw, u16 sel, struct seg *s)
 		s->limit = s->limit << 12 | 0xfff;
 	s->unusable = false;
 	s->flat = 0;
+	s->read_end = s->write_end = 0;
 }
 
 void seg_make_null(struct seg *s, u16 sel, unsigned dpl)

@@ -64,6 +64,11 @@ static void mov(const struct insn *i, struct nat *n)
 	if (i->map != 0)
 		return;
 	n->size = n->rm_size = i->op[0].size;
+	if (o == 0x8c) {
+		n->cls = K_SREG;
+		n->size = i->osize;
+		return;
+	}
 	if (o == 0x88 || o == 0x89) {
 		n->cls = K_MODRM;
 		n->reg_r = n->rm_w = true;
@@ -116,7 +121,7 @@ static void bit_test(const struct insn *i, u32 key, struct nat *n, bool store)
 	bool memreg = i->op[0].kind == OPK_MEM && i->op[1].kind != OPK_IMM;
 
 	/* The bit's number moves the address. */
-	if (memreg && (i->op[0].size < 4 || (i->asize != 8 && (key & KEY_64))))
+	if (memreg && (i->op[0].size < 4 || i->asize != (key & KEY_64 ? 8 : 4)))
 		return;
 	rmw(n, 0, F_CF);
 	if (memreg)
@@ -132,10 +137,16 @@ static void bit_test(const struct insn *i, u32 key, struct nat *n, bool store)
 
 static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
 {
-	/* 16-bit pushes and those of segment registers are rare. */
-	if (i->osize != (key & KEY_64 ? 8 : 4))
+	bool sreg = (key & KEY_SEG) && i->osize == 2 && i->op[0].kind == OPK_SREG && cls == K_PUSH;
+
+	/* 16-bit pushes and those of segment registers are rare, but in 16-bit code. */
+	if (!key_word(key, i->osize))
 		return;
-	if (i->op[0].kind != OPK_GPR && i->op[0].kind != OPK_MEM && i->op[0].kind != OPK_IMM)
+	if (i->op[0].kind != OPK_GPR && i->op[0].kind != OPK_MEM && i->op[0].kind != OPK_IMM && !sreg)
+		return;
+	/* Part of the stack pointer alone. */
+	if (cls == K_POP && i->op[0].kind == OPK_GPR && i->op[0].reg == R_RSP && (key & KEY_SEG) &&
+	    i->osize != (key & KEY_SP16 ? 2 : 4))
 		return;
 	if (i->op[0].kind == OPK_MEM && cls == K_POP)
 		return;
@@ -147,7 +158,7 @@ static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
 
 static void classify_int(const struct insn *i, u32 key, struct nat *n)
 {
-	bool branch_size = i->osize == (key & KEY_64 ? 8 : 4);
+	bool branch_size = key_word(key, i->osize);
 
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_MOV:
@@ -229,7 +240,7 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		return;
 	case ZYDIS_MNEMONIC_DIV:
 	case ZYDIS_MNEMONIC_IDIV:
-		if (i->op[0].size < 4)
+		if (i->op[0].size < 2)
 			return;
 		n->cls = K_DIV;
 		n->fmod = true; /* undefined flags come out as on the host, from the flags before */
@@ -297,8 +308,6 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->rm_size = n->align = 16;
 		return;
 	case ZYDIS_MNEMONIC_LEA:
-		if (i->asize == 2)
-			return;
 		n->cls = K_LEA;
 		n->size = i->op[0].size;
 		return;
@@ -395,6 +404,13 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->rm_r = true;
 		n->size = n->rm_size = i->osize;
 		return;
+	case ZYDIS_MNEMONIC_LOOP:
+	case ZYDIS_MNEMONIC_JCXZ:
+	case ZYDIS_MNEMONIC_JECXZ:
+	case ZYDIS_MNEMONIC_JRCXZ:
+		if (branch_size)
+			n->cls = K_COUNT;
+		return;
 	case ZYDIS_MNEMONIC_RET:
 		if (branch_size && (i->opcode == 0xc3 || i->opcode == 0xc2))
 			n->cls = K_RET;
@@ -423,6 +439,36 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	}
 }
 
+/*
+ * No REX may come near AH..BH. Register forms run as they are, unless a register has another home. With a memory
+ * operand, which needs a REX, AL..BL stand in, the register being rotated meanwhile; it must not be in the address, nor
+ * AL an operand of its own.
+ */
+static void high_byte(const struct insn *i, struct nat *n)
+{
+	u8 cls = n->cls;
+
+	n->cls = cls == K_MOVI ? K_RAW : K_HANDLER;
+	if (cls != K_MODRM)
+		return;
+	if (i->flags & INSN_MEM) {
+		unsigned reg = i->modrm >> 3 & 3;
+
+		if (i->base == reg || i->index == reg || i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG)
+			return;
+		n->high = true;
+		n->cls = K_MODRM;
+		return;
+	}
+	for (unsigned k = 0; k < i->raw_prefixes; k++)
+		if (i->raw[k] >= 0xf0)
+			return;
+	for (unsigned k = 0; k < i->nops; k++)
+		if (i->op[k].kind == OPK_GPR && (i->op[k].reg >= 8 || i->op[k].reg == R_RSP))
+			return;
+	n->cls = K_RAW;
+}
+
 /* REP STOS and REP MOVS, the plain ones. */
 static void classify_string(const struct insn *i, u32 key, struct nat *n)
 {
@@ -447,22 +493,8 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 		classify_int(i, key, n);
 	else
 		classify_string(i, key, n);
-	if (n->cls != K_HANDLER && has_high_byte(i)) {
-		/* No REX may come near AH..BH: only plain register forms, which then need no renaming. */
-		bool plain = n->cls == K_MODRM && !(i->flags & INSN_MEM) && i->raw_prefixes == 0;
-
-		for (unsigned k = 0; k < i->nops; k++)
-			plain = plain && (i->op[k].kind != OPK_GPR || (i->op[k].reg < 8 && i->op[k].reg != R_RSP));
-		n->cls = plain ? K_RAW : n->cls == K_MOVI ? K_RAW : K_HANDLER;
-	}
-	if (n->cls != K_HANDLER && n->cls != K_STRING && (i->flags & INSN_MEM)) {
-		if (i->asize == 2)
-			n->cls = n->cls == K_NOP ? K_NOP : K_HANDLER;
-		/* Outside 64-bit mode only ES, CS, SS, DS are known to be flat; CS cannot be written. */
-		if (!(key & KEY_64) && n->cls != K_LEA && n->cls != K_NOP &&
-		    (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS))
-			n->cls = K_HANDLER;
-	}
+	if (n->cls != K_HANDLER && has_high_byte(i))
+		high_byte(i, n);
 	if (n->cls == K_HANDLER) {
 		memset(n, 0, sizeof(*n));
 		n->fr = F_ALL;

@@ -1,20 +1,20 @@
 /*
- * div.c: DIV and IDIV of 32 and 64 bits. The host divides, once it is certain that it will not fault: the quotient fits
- * (DIV: high half below the divisor; IDIV: the dividend is a sign-extended low half, the divisor neither 0 nor -1).
- * Every other case is the handler's.
+ * div.c: DIV and IDIV of 16, 32 and 64 bits. The host divides, once it is certain that it will not fault: the quotient
+ * fits (DIV: high half below the divisor; IDIV: the dividend is a sign-extended low half, the divisor neither 0 nor
+ * -1). Every other case is the handler's.
  */
 #include "trans.h"
 
 void div_emit(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
-	unsigned size = c->nat[k].size, w = size == 8 ? ENC_W : 0;
+	unsigned size = c->nat[k].size, w = size == 8 ? ENC_W : size == 2 ? ENC_66 : 0;
 	struct emit *e = &c->e;
 	unsigned digit = i->modrm >> 3 & 7;
 
 	flags_give(c, k);
 	if (i->flags & INSN_MEM) {
-		emit_ea(c, k);
+		emit_ea(c, k, size, TLB_READ);
 		emit_check(c, k, size, TLB_READ);
 		encode(e, w, 0, 0x8b, H_R11, rm_sib(H_R8, H_R11, 0, 0));
 	} else {

@@ -10,17 +10,55 @@
 
 /* ---- key -------------------------------------------------------------------------------------------------------- */
 
+/* The number of CS's base and limit in the table; KEY_NONE: it is full, and will be empty after a flush. */
+static u32 cs_number(struct jit *j, const struct seg *cs)
+{
+	u32 base = (u32)cs->base, limit = cs->limit, h = (base >> 4 ^ base >> 16 ^ limit) * 0x9e3779b1u >> 19;
+
+	static_assert(1u << (32 - 19) == 2 * CS_MAX, "bits of the hash");
+	if (!base && limit == 0xffffffffu)
+		return 0;
+	for (;; h = (h + 1) & (2 * CS_MAX - 1)) {
+		u32 n = j->cs_hash[h];
+
+		if (!n)
+			break;
+		if (likely(j->cs[n].base == base && j->cs[n].limit == limit))
+			return n << KEY_CS_SHIFT;
+	}
+	if (j->n_cs == CS_MAX) {
+		j->need_flush = true;
+		return KEY_NONE;
+	}
+	j->cs[j->n_cs] = (struct code_seg){base, limit};
+	j->cs_hash[h] = (u16)j->n_cs;
+	return j->n_cs++ << KEY_CS_SHIFT;
+}
+
+/* What code outside 64-bit mode depends on more: CS, widths, and whether segments count. */
+static u32 segment_key(const struct vcpu *v)
+{
+	const struct seg *s = v->seg;
+	u8 flat = s[SEG_DS].flat & s[SEG_ES].flat & s[SEG_SS].flat;
+	u32 key = cs_number(v->jit, &s[SEG_CS]);
+
+	if (v->dmode == DECODE_16)
+		key |= KEY_16 | KEY_SEG;
+	if (!v->stack_is_32)
+		key |= KEY_SP16 | KEY_SEG;
+	if ((key >> KEY_CS_SHIFT) || flat != (MEM_READ | MEM_WRITE))
+		key |= KEY_SEG;
+	return key;
+}
+
 /* What a block depends on besides RIP and its bytes. KEY_NONE: code that the interpreter runs. */
 u32 jit_key(const struct vcpu *v)
 {
 	u32 key = (u32)v->mmu.ctx << KEY_CTX_SHIFT;
 
 	if (v->mode != MODE_64) {
-		const struct seg *s = v->seg;
-		u8 flat = s[SEG_DS].flat & s[SEG_ES].flat & s[SEG_SS].flat;
-
-		if (v->mode < MODE_PROT || v->dmode != DECODE_32 || !v->stack_is_32 || s[SEG_CS].base ||
-		    s[SEG_CS].limit != 0xffffffffu || flat != (MEM_READ | MEM_WRITE))
+		key |= segment_key(v);
+		if (unlikely(key & KEY_NONE))
 			return KEY_NONE;
 	} else {
 		key |= KEY_64;
@@ -33,7 +71,9 @@ u32 jit_key(const struct vcpu *v)
 		key |= KEY_SSE;
 		if ((v->fpu.mxcsr & 0x1f80) == 0x1f80)
 			key |= KEY_FP;
-		if ((v->cr4 & CR4_OSXSAVE) && (v->fpu.xcr0 & (XCR0_SSE | XCR0_AVX)) == (XCR0_SSE | XCR0_AVX))
+		/* In real and virtual-8086 mode a VEX prefix is #UD. */
+		if (v->mode >= MODE_PROT && (v->cr4 & CR4_OSXSAVE) &&
+		    (v->fpu.xcr0 & (XCR0_SSE | XCR0_AVX)) == (XCR0_SSE | XCR0_AVX))
 			key |= KEY_AVX;
 	}
 	return key;
@@ -52,8 +92,7 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 		return meta_ptr(j, call->insn);
 	if (d->call != idx + 1) {
 		/* It was decoded before, from these bytes. */
-		decode(tb->key & KEY_64 ? DECODE_64 : DECODE_32, tb->bytes + call->off,
-		       tb->range[0].len + tb->beyond - call->off, &d->insn);
+		decode(key_decode(tb->key), tb->bytes + call->off, tb->range[0].len + tb->beyond - call->off, &d->insn);
 		interp_bind(&d->insn);
 		d->call = idx + 1;
 	}
@@ -63,10 +102,20 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 /* May the code go on at v's RIP by the jump cache, under `key`? */
 static bool go_by_cache(struct vcpu *v, const struct jit *j, u32 key)
 {
-	if (key == KEY_NONE || j->lockstep || j->chaos.on || j->need_flush ||
-	    ((key & KEY_64) && !is_canonical(v->r[R_RIP])))
+	u64 to = v->r[R_RIP];
+
+	if (key == KEY_NONE || j->lockstep || j->chaos.on || j->need_flush)
 		return false;
-	v->jt.key = (u64)key << 48;
+	if (key & KEY_64) {
+		if (!is_canonical(to))
+			return false;
+	} else {
+		if ((u32)to > v->seg[SEG_CS].limit)
+			return false;
+		to = (u32)(v->seg[SEG_CS].base + to);
+	}
+	v->jt.to = to;
+	v->jt.key = jit_tag(key);
 	return true;
 }
 
@@ -80,11 +129,17 @@ static bool calm(struct vcpu *v, struct jit *j)
 	return jit_undisturbed(v, j);
 }
 
+/* RIP of a linear address in translated code. */
+static inline u64 rip_now(const struct vcpu *v, u64 lin)
+{
+	return likely(v->mode == MODE_64) ? lin : (u32)(lin - v->seg[SEG_CS].base);
+}
+
 /* The second part of an instruction over a page border is still there, and still the same. */
 static int check_border(struct vcpu *v, struct tb *tb)
 {
 	unsigned first = tb->range[0].len;
-	u64 next = v->r[R_RIP] + first;
+	u64 next = tb->rip + first;
 	const u8 *p;
 	int rc = interp_fetch(v, tb->key & KEY_64 ? next : (u32)next, &p);
 
@@ -113,7 +168,7 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	if (unlikely(j->helper_by_mnemonic))
 		j->helper_by_mnemonic[i->mnemonic]++;
 	v->rflags = fl_merge(v->rflags, v->jt.flags);
-	v->r[R_RIP] = tb->key & KEY_64 ? tb->rip + call->off : (u32)(tb->rip + call->off);
+	v->r[R_RIP] = rip_now(v, tb->rip + call->off);
 	rc = likely(!tb->beyond) ? STEP_OK : check_border(v, tb);
 	if (likely(rc == STEP_OK))
 		rc = i->fn(v, i);
@@ -303,7 +358,7 @@ void jit_emit_stubs(struct jit *j)
 	u8 *at;
 
 	emit_vec_stubs(j);
-	/* long_lookup: R8 = RIP to go on at. */
+	/* long_lookup: R8 = linear address to go on at. */
 	j->long_lookup = emit_rx(e);
 	emit_store(e, H_R15, R_RIP * 8, H_R8);
 	spill_all(j, e);
@@ -357,7 +412,7 @@ void jit_emit_stubs(struct jit *j)
 	at = emit_jcc(e, 5, NULL);
 	emit_ret_base(j, e);
 	reload_all(e);
-	emit_load(e, H_R8, H_R15, R_RIP * 8);
+	emit_load(e, H_R8, H_R15, VOFF(jt.to));
 	emit_jump_by_key(j, e);
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
@@ -436,9 +491,8 @@ void jit_settle(struct vcpu *v, u32 key, u32 left)
 	if (left == LEFT_AFTER)
 		return;
 	v->rflags = fl_merge(v->rflags, v->jt.flags);
-	if (left == LEFT_LINK) {
-		v->r[R_RIP] = j->sites[v->jt.arg].rip;
-	} else if (unlikely((key & KEY_64) && !is_canonical(v->r[R_RIP]))) {
+	v->r[R_RIP] = rip_now(v, left == LEFT_LINK ? j->sites[v->jt.arg].rip : v->r[R_RIP]);
+	if (left == LEFT_LOOKUP && unlikely(v->mode == MODE_64 && !is_canonical(v->r[R_RIP]))) {
 		/* A RET to such an address faults before RSP changes: undo, and let the handler do it. */
 		const struct call *call = &j->calls[v->jt.from];
 
@@ -471,20 +525,20 @@ static int run_blocks(struct vcpu *v)
 	struct jit *j = v->jit;
 
 	for (;;) {
-		u32 key = jit_key(v), left;
 		struct tb *tb;
+		u32 key, left;
 		int rc;
 
-		if (key == KEY_NONE) {
-			j->n.interp++;
-			if (unlikely(atomic_load_explicit(&j->again, memory_order_acquire)))
-				smc_again(j);
-			return interp_one_block(v);
-		}
 		if (unlikely(j->chaos.on))
 			chaos_world(v, j);
 		check_world(v, j);
-		v->jt.key = (u64)key << 48;
+		/* A flush also empties the table that keys refer to. */
+		key = jit_key(v);
+		if (unlikely(key == KEY_NONE)) {
+			j->n.interp++;
+			return interp_one_block(v);
+		}
+		v->jt.key = jit_tag(key);
 		rc = tb_find(v, key, &tb);
 		if (unlikely(rc != STEP_OK))
 			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;
@@ -564,9 +618,12 @@ void jit_create(struct vcpu *v)
 	j->guards = reserve(GUARDS_MAX * sizeof(*j->guards));
 	j->guard_hash = reserve(GUARD_HASH * sizeof(*j->guard_hash));
 	j->decoded = reserve(DECODED * sizeof(*j->decoded));
+	j->cs = reserve(CS_MAX * sizeof(*j->cs));
+	j->cs_hash = reserve(2 * CS_MAX * sizeof(*j->cs_hash));
 	v->jit = j;
 	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans || !j->guards || !j->guard_hash ||
-	    !j->decoded || codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
+	    !j->decoded || !j->cs || !j->cs_hash ||
+	    codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
 		debug_log("jit", "no translator: executable memory is refused");
 		jit_destroy(v);
 		return;
@@ -617,6 +674,10 @@ void jit_destroy(struct vcpu *v)
 		munmap(j->guards, GUARDS_MAX * sizeof(*j->guards));
 	if (j->guard_hash)
 		munmap(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
+	if (j->cs)
+		munmap(j->cs, CS_MAX * sizeof(*j->cs));
+	if (j->cs_hash)
+		munmap(j->cs_hash, 2 * CS_MAX * sizeof(*j->cs_hash));
 	if (j->decoded)
 		munmap(j->decoded, DECODED * sizeof(*j->decoded));
 	free(j);

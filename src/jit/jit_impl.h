@@ -6,7 +6,7 @@
  * mirrors guest calls so that the host predicts returns.
  *
  * Invariants:
- *  1. a block's code is right for (RIP, host address of its bytes, key) and nothing else: key is jit_key();
+ *  1. a block's code is right for (linear RIP, host address of its bytes, key) and nothing else: key is jit_key();
  *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
  *     form). Guest vector registers and MXCSR are where jt.vec says; while C runs they are in v->fpu;
  *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
@@ -47,9 +47,13 @@
 #define KEY_SSE BIT(3)  /* SSE instructions run */
 #define KEY_AVX BIT(4)
 #define KEY_CPL0 BIT(5)
-#define KEY_USER BIT(6) /* fetches are CPL 3's */
-#define KEY_FP BIT(7)   /* all SSE exceptions are masked */
-#define KEY_NONE 0x100u /* not for the translator */
+#define KEY_USER BIT(6)  /* fetches are CPL 3's */
+#define KEY_FP BIT(7)    /* all SSE exceptions are masked */
+#define KEY_SEG BIT(8)   /* not 64-bit code, and CS, SS, DS and ES are not all flat, or it is 16-bit code or stack */
+#define KEY_16 BIT(9)    /* 16-bit code */
+#define KEY_SP16 BIT(10) /* the stack pointer is SP */
+#define KEY_CS_SHIFT 16  /* from here: number of CS's base and limit in jit.cs; 0: flat, or 64-bit code */
+#define KEY_NONE BIT(31) /* not for the translator now */
 
 /* jt.vec: vector registers and MXCSR are in v->fpu; in the host's XMM; in the host's YMM. */
 enum { VEC_MEMORY, VEC_XMM, VEC_YMM };
@@ -60,6 +64,13 @@ enum { LEFT_LOOKUP, LEFT_LINK, LEFT_AFTER };
 /* What follows a call of a handler: the next instruction; v's RIP, by the jump cache; the dispatcher (j->rc, j->insn).
  */
 enum jit_called { CALLED_ON, CALLED_JUMP, CALLED_LEAVE };
+
+/* What of CS decides how a block is translated. */
+struct code_seg {
+	u32 base, limit;
+};
+
+#define CS_MAX 4096u
 
 struct jc_entry {
 	u64 tag; /* RIP ^ jt.key */
@@ -196,6 +207,9 @@ struct jit {
 	struct site *sites;
 	struct guard *guards, **guard_hash;
 	struct decoded *decoded;
+	struct code_seg *cs; /* CS_MAX */
+	u16 *cs_hash;        /* 2 * CS_MAX: number in cs, open addressing */
+	u32 n_cs;
 	u8 *meta;
 	size_t meta_used;
 	struct ahead hot_rw, hot_rx, cold_rw, cold_rx, meta_ahead, calls_ahead, sites_ahead;
@@ -227,6 +241,25 @@ struct nat;
 
 /* helper.c */
 u32 jit_key(const struct vcpu *v);
+/* The key in the form of vcpu->jt.key: RIP exclusive-or this tells (RIP, key) apart, for linear RIPs. */
+static inline u64 jit_tag(u32 key)
+{
+	return (u64)(key & 0xffff) << 48 | (u64)(key >> KEY_CS_SHIFT) << 32;
+}
+/* The key of such a tag. */
+static inline u32 jit_key_of(u64 tag)
+{
+	return (u32)(tag >> 48) | (u32)(tag >> 32 & 0xffff) << KEY_CS_SHIFT;
+}
+static inline enum decode_mode key_decode(u32 key)
+{
+	return key & KEY_64 ? DECODE_64 : key & KEY_16 ? DECODE_16 : DECODE_32;
+}
+/* Is it a size of pushes and branches that is translated? */
+static inline bool key_word(u32 key, unsigned osize)
+{
+	return key & KEY_64 ? osize == 8 : osize == 4 || (osize == 2 && (key & KEY_SEG));
+}
 u32 jit_call(struct vcpu *v, u32 idx);
 void jit_emit_stubs(struct jit *j);
 
@@ -319,6 +352,7 @@ enum cls {
 	K_ACC,   /* accumulator, immediate */
 	K_MOFFS, /* MOV AL/EAX/RAX, moffs and back */
 	K_LEA,
+	K_SREG, /* MOV r, sreg */
 	K_DIV,
 	K_PUSH, /* op[0] */
 	K_POP,
@@ -327,6 +361,7 @@ enum cls {
 	K_BSWAP,
 	K_INCDEC, /* one-byte INC, DEC of 32-bit code */
 	K_JCC,
+	K_COUNT, /* LOOP, JCXZ */
 	K_JMP,
 	K_JMPI,
 	K_CALL,
@@ -349,6 +384,7 @@ struct nat {
 	bool fmod;                     /* writes some flag, maybe */
 	bool reg_r, reg_w, rm_r, rm_w; /* ModRM operands: general registers read, written */
 	bool digit;                    /* ModRM.reg is part of the opcode */
+	bool high;                     /* ModRM.reg is AH, CH, DH or BH, the other operand memory */
 	bool ends;                     /* nothing of the block runs after it */
 	u8 reg_kind, rm_kind;          /* OPK_GPR, OPK_XMM ... */
 	u8 size;                       /* of the general register operands */
@@ -357,6 +393,14 @@ struct nat {
 	u8 align;                      /* of the memory operand; 0: any */
 };
 void classify(const struct insn *i, u32 key, struct nat *n);
+static inline bool nat_is_conditional(const struct nat *n)
+{
+	return n->cls == K_JCC || n->cls == K_COUNT;
+}
+static inline bool nat_is_relative(const struct nat *n)
+{
+	return nat_is_conditional(n) || n->cls == K_JMP || n->cls == K_CALL;
+}
 u8 cc_flags(unsigned cc);
 
 #endif

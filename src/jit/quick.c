@@ -7,11 +7,11 @@
 #include "../base/bug.h"
 #include "jit_impl.h"
 
-/* The code for `rip`, entered into the jump cache; NULL: go the long way. */
+/* The code at the linear address `rip`, entered into the jump cache; NULL: go the long way. */
 static const u8 *find(struct vcpu *v, u64 rip, struct tb **out)
 {
 	struct jit *j = v->jit;
-	u32 key = (u32)(v->jt.key >> 48);
+	u32 key = jit_key_of(v->jt.key);
 	enum tlb_ctx ctx = key & KEY_USER ? TLB_USER : TLB_SUPER;
 	struct jpage *page;
 	const u8 *p;

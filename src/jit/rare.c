@@ -48,7 +48,7 @@ void emit_bitmem(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 
 	flags_give(c, k);
-	emit_ea(c, k);
+	emit_offset(c, k);
 	reg = reg_in(c, i->op[1].reg, H_R10, true);
 	if (n->size == 8)
 		emit_mov(e, H_R11, reg);
@@ -61,6 +61,7 @@ void emit_bitmem(struct trans *c, unsigned k)
 	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R11)); /* sar r11, 5 or 6 */
 	e1(e, n->size == 8 ? 6 : 5);
 	encode(e, wflag(c), 0, 0x8d, H_R8, rm_sib(H_R8, H_R11, n->size == 8 ? 3 : 2, 0));
+	emit_segment(c, k, i->seg, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
 	emit_check(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
 	flags_want(c, k);
 	emit_load(e, H_R10, H_R15, VOFF(jt.tmp));

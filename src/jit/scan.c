@@ -40,7 +40,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 		if (((rip ^ c->tb->rip) & PAGE_MASK) || room < 16)
 			break;
 		memcpy(bytes, c->hva_page + off, 15);
-		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, bytes, 15, &i) < 0)
+		if (decode(key_decode(c->key), bytes, 15, &i) < 0 || i.len > limit_left(c, rip))
 			break;
 		if (!depend(c, off, i.len))
 			break;
@@ -49,17 +49,19 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 		classify(&i, c->key, &nat);
 		if (nat.cls == K_HANDLER)
 			vec_classify(c, &i, &nat);
+		if (goes_astray(c, &i, &nat, wrap(c, rip + i.len)))
+			break;
 		need |= nat.fr & ~killed;
 		killed |= nat.fw;
 		if ((killed | need) == F_ALL)
 			return need;
 		rip = wrap(c, rip + i.len);
-		if (nat.cls == K_JCC) {
+		if (nat_is_conditional(&nat)) {
 			if (depth == 0)
 				break;
-			need |= look(c, wrap(c, rip + i.imm), depth - 1) & ~killed;
+			need |= look(c, target_of(c, &i, rip), depth - 1) & ~killed;
 		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
-			rip = wrap(c, rip + i.imm);
+			rip = target_of(c, &i, rip);
 		} else if (nat.ends || nat.cls == K_HANDLER) {
 			break;
 		}
@@ -87,6 +89,7 @@ static void to_handler(struct trans *c, unsigned k)
 {
 	memset(&c->nat[k], 0, sizeof(c->nat[k]));
 	c->nat[k].fr = F_ALL;
+	c->nat[k].ends = interp_ends_block(&c->insn[k]);
 }
 
 /* The instruction at the block's start goes on in the next page: it runs after a look at that page. */
@@ -107,12 +110,14 @@ static void decode_border(struct trans *c)
 		return;
 	memcpy(c->bytes, c->hva_page + off, first);
 	memcpy(c->bytes + first, p, 15 - first);
-	if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes, 15, i) < 0 || i->len <= first || !interp_bind(i))
+	if (decode(key_decode(c->key), c->bytes, 15, i) < 0 || i->len <= first || i->len > limit_left(c, rip) ||
+	    !interp_bind(i))
 		return;
 	classify(i, c->key, &c->nat[0]);
 	if (c->nat[0].cls == K_HANDLER)
 		vec_classify(c, i, &c->nat[0]);
-	if (c->nat[0].cls == K_STI)
+	if (c->nat[0].cls == K_STI || goes_astray(c, i, &c->nat[0], wrap(c, rip + i->len)) ||
+	    (c->nat[0].high && !c->j->bmi2))
 		to_handler(c, 0);
 	c->sys[0] = c->nat[0].cls == K_HANDLER && is_sys(i);
 	c->tb->beyond = (u8)(i->len - first);
@@ -128,15 +133,16 @@ void decode_block(struct trans *c)
 	u64 rip = c->tb->rip;
 	unsigned off = (unsigned)(rip & ~PAGE_MASK), start = off;
 	unsigned most = unlikely(c->j->chaos.on) ? 1 + chaos_rnd(c->j, TB_INSNS) : TB_INSNS;
+	u64 left = limit_left(c, rip);
+	unsigned end = left < PAGE_SIZE - off ? off + (unsigned)left : (unsigned)PAGE_SIZE;
 
-	while (c->n < most && off < PAGE_SIZE) {
-		unsigned room = (unsigned)PAGE_SIZE - off, k = c->n;
+	while (c->n < most && off < end) {
+		unsigned room = end - off, k = c->n;
 		struct insn *i = &c->insn[k];
 
 		/* What is decoded is what the block is compared with later. */
 		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
-		if (decode(c->key & KEY_64 ? DECODE_64 : DECODE_32, c->bytes + (off - start), room < 15 ? room : 15,
-		           i) < 0)
+		if (decode(key_decode(c->key), c->bytes + (off - start), room < 15 ? room : 15, i) < 0)
 			break;
 		if (interp_bind(i)) {
 			classify(i, c->key, &c->nat[k]);
@@ -147,6 +153,8 @@ void decode_block(struct trans *c)
 		}
 		if (c->nat[k].cls == K_HANDLER)
 			vec_classify(c, i, &c->nat[k]);
+		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len)) || (c->nat[k].high && !c->j->bmi2))
+			to_handler(c, k);
 		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
 		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
 			if (k)
@@ -183,7 +191,7 @@ void liveness(struct trans *c)
 	u8 live = F_ALL;
 
 	if (n->cls == K_JMP || n->cls == K_CALL)
-		live = look(c, wrap(c, c->end_rip + c->insn[last].imm), 1);
+		live = look(c, target_of(c, &c->insn[last], c->end_rip), 1);
 	else if (!n->ends)
 		live = look(c, c->end_rip, 1);
 	for (unsigned k = c->n; k-- > 0;) {
@@ -191,8 +199,8 @@ void liveness(struct trans *c)
 		if (unlikely(c->j->chaos.spoil) && chaos_spoil(c->j, &c->insn[k], &c->nat[k]))
 			live = 0;
 		c->live_out[k] = live;
-		if (n->cls == K_JCC) {
-			c->look_taken[k] = look(c, wrap(c, c->rip[k] + c->insn[k].len + c->insn[k].imm), 1);
+		if (nat_is_conditional(n)) {
+			c->look_taken[k] = look(c, target_of(c, &c->insn[k], wrap(c, c->rip[k] + c->insn[k].len)), 1);
 			live |= c->look_taken[k];
 		}
 		live = unlikely(c->j->chaos.exact_flags) ? F_ALL : (u8)((live & ~n->fw) | n->fr);

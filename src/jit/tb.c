@@ -86,6 +86,11 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 			return excp_raise_err(v, EXC_GP, 0);
 	} else {
 		rip = v->r[R_RIP] = (u32)rip;
+		if (unlikely(rip > v->seg[SEG_CS].limit)) {
+			*out = NULL;
+			return STEP_OK;
+		}
+		rip = (u32)(v->seg[SEG_CS].base + rip);
 	}
 	rc = interp_fetch(v, rip, &p);
 	if (unlikely(rc != STEP_OK))
@@ -203,6 +208,9 @@ void tb_flush(struct jit *j)
 		j->decoded[n].call = 0;
 	j->meta_used = 16; /* 0 is no address */
 	j->n_calls = j->n_sites = j->link = 0;
+	memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
+	j->cs[0] = (struct code_seg){0, 0xffffffffu};
+	j->n_cs = 1;
 	j->n_guards = 1; /* guard 0 never holds */
 	j->e.p = j->code_start;
 	j->cold.p = j->cold_start;

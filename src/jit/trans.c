@@ -14,8 +14,8 @@
 #include "../base/bug.h"
 #include "trans.h"
 
-static const u8 host_of[16] = {H_RAX,  H_RCX, H_RDX,  H_RBX,  H_R14, H_RBP, H_RSI,  H_RDI,
-                               H_NONE, H_R9,  H_NONE, H_NONE, H_R12, H_R13, H_NONE, H_NONE};
+const u8 host_of[16] = {H_RAX,  H_RCX, H_RDX,  H_RBX,  H_R14, H_RBP, H_RSI,  H_RDI,
+                        H_NONE, H_R9,  H_NONE, H_NONE, H_R12, H_R13, H_NONE, H_NONE};
 
 /* ---- registers and flags ---------------------------------------------------------------------------------------- */
 
@@ -104,177 +104,6 @@ static u32 call_of(struct trans *c, unsigned k)
 	return c->call[k] - 1;
 }
 
-/* Effective (linear) address of the memory operand into R8. Uses R10. Changes flags only with FS and GS. */
-void emit_ea(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	struct emit *e = &c->e;
-	unsigned base = H_NONE, index = H_NONE;
-	bool narrow = i->asize == 4;
-
-	if (i->base == R_RIP || (i->base == R_ZERO && i->index == R_ZERO)) {
-		u64 a = (i->base == R_RIP ? c->rip[k] : 0) + (u64)i->disp;
-
-		emit_const(e, H_R8, narrow ? (u32)a : a);
-	} else {
-		if (i->base != R_ZERO)
-			base = reg_in(c, i->base, H_R8, true);
-		if (i->index != R_ZERO)
-			index = reg_in(c, i->index, H_R10, true);
-		if (index == H_NONE && i->disp == 0) {
-			if (narrow)
-				encode(e, 0, 0, 0x89, base, rm_reg(H_R8));
-			else if (base != H_R8)
-				emit_mov(e, H_R8, base);
-		} else {
-			encode(e, narrow ? 0 : ENC_W, 0, 0x8d, H_R8, rm_sib(base, index, i->scale, (s32)i->disp));
-		}
-	}
-	if (i->seg >= SEG_FS && i->seg <= SEG_GS && (c->key & KEY_64))
-		encode(e, ENC_W, 0, 0x03, H_R8, rm_mem(H_R15, VOFF(seg[0].base) + i->seg * (s32)sizeof(struct seg)));
-}
-
-/* Out of line: gives the instruction to its handler, then goes on behind it. */
-void slow_at(struct trans *c, unsigned k, u8 *at)
-{
-	struct slow *s = &c->slow[c->n_slow++];
-
-	s->at = at;
-	s->k = (u8)k;
-	s->last = (u8)k;
-	s->vec = c->vec;
-	s->resume = NULL;
-	s->retry = NULL;
-}
-
-/* The check that slow_at() was called for last may be done again, from `retry`, when the TLB has been filled. */
-static void slow_retry(struct trans *c, const u8 *retry, unsigned reg, unsigned size, enum tlb_kind kind)
-{
-	struct slow *s = &c->slow[c->n_slow - 1];
-
-	s->retry = retry;
-	s->reg = (u8)reg;
-	s->kind = (u8)kind;
-	s->size = (u16)size;
-}
-
-/* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
-static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind);
-
-void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
-{
-	emit_check_reg(c, k, H_R8, size, kind);
-}
-
-/* The same for an address in another register. */
-void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind)
-{
-	struct emit *e = &c->e;
-	const u8 *retry = emit_rx(e);
-
-	if (size > 1)
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)size - 1));
-	else
-		emit_mov(e, H_R10, reg);
-	emit_tag(c, k, reg, (u32)-4096, kind);
-	slow_retry(c, retry, reg, size, kind);
-}
-
-/* The same where the address of the last byte is in R10 already. */
-void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
-{
-	emit_tag(c, k, H_R8, (u32)-4096, kind);
-}
-
-/* Of R10, the bits in `mask` must equal the tag that the address in `reg` has in the TLB; its addend → R11. */
-static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind)
-{
-	struct emit *e = &c->e;
-	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
-	s32 tlb = VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
-
-	if (c->j->bmi2) { /* rorx r11, reg, 8: what comes in from below is masked out */
-		encode_vex(e, true, false, 3, 3, 0xf0, H_R11, 0, rm_reg(reg));
-		e1(e, PAGE_SHIFT - 4);
-	} else {
-		emit_mov(e, H_R11, reg);
-		encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
-		e1(e, PAGE_SHIFT - 4);
-	}
-	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, mask */
-	e4(e, mask);
-	encode(e, 0, 0, 0x81, 4, rm_reg(H_R11)); /* and r11d, ... */
-	e4(e, (TLB_SIZE - 1) << 4);
-	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
-	slow_at(c, k, emit_jcc(e, 5, NULL));
-	encode(e, ENC_W, 0, 0x8b, H_R11, rm_sib(H_R15, H_R11, 0, tlb + 8));
-}
-
-/* The check of a group's leader; nothing for the others. False: instruction k is alone, and checks for itself. */
-static bool emit_group(struct trans *c, unsigned k)
-{
-	const struct group *g = c->group_of[k] ? &c->group[c->group_of[k] - 1] : NULL;
-
-	if (c->split || !g || g->leader == g->last)
-		return false;
-	if (g->leader == k) {
-		unsigned reg = reg_in(c, g->base, H_R8, true);
-
-		if (g->lo) {
-			encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg, g->lo));
-			reg = H_R8;
-		}
-		if (g->align) {
-			unsigned over = (unsigned)(g->phase - g->lo) & 15, low = reg;
-
-			if (over) {
-				encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)over));
-				low = H_R10;
-			}
-			encode(&c->e, ENC_REX, 0, 0xf6, 0, rm_reg(low)); /* test its low byte, 15 */
-			e1(&c->e, 15);
-			slow_at(c, k, emit_jcc(&c->e, 5, NULL));
-			c->slow[c->n_slow - 1].last = g->last;
-		}
-		emit_check_reg(c, k, reg, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
-		c->slow[c->n_slow - 1].last = g->last;
-		/* A page is dirty when a store is certain, not before. */
-		if (g->write && !g->leader_writes)
-			c->slow[c->n_slow - 1].retry = NULL;
-	}
-	return true;
-}
-
-/* The memory operand, checked. Flags are given, unless the instruction is a follower. */
-struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind)
-{
-	const struct insn *i = &c->insn[k];
-	unsigned reg = H_R8;
-
-	if (emit_group(c, k))
-		return rm_sib(reg_in(c, i->base, H_R8, true), H_R11, 0, (s32)i->disp);
-	if (i->asize == 8 && i->base < 16 && i->index == R_ZERO && !i->disp && i->seg != SEG_FS && i->seg != SEG_GS)
-		reg = reg_in(c, i->base, H_R8, true);
-	else
-		emit_ea(c, k);
-	if (align > 1) {
-		const u8 *retry = emit_rx(&c->e);
-
-		/* What is aligned cannot cross a page; low bits make the tag differ. */
-		emit_mov(&c->e, H_R10, reg);
-		emit_tag(c, k, reg, (u32)-4096 | (align - 1), kind);
-		slow_retry(c, retry, reg, size, kind);
-	} else {
-		emit_check_reg(c, k, reg, size, kind);
-	}
-	return rm_sib(reg, H_R11, 0, 0);
-}
-
-static struct rm rm_guest(void)
-{
-	return rm_sib(H_R8, H_R11, 0, 0);
-}
-
 static void emit_imm(struct trans *c, const struct insn *i)
 {
 	if (!i->off_imm)
@@ -308,6 +137,13 @@ static unsigned enc_flags(const struct insn *i, const struct nat *n)
 	return f;
 }
 
+/* RORX: no flag changes. */
+static void emit_rotate(struct emit *e, unsigned reg, u8 by)
+{
+	encode_vex(e, true, false, 3, 3, 0xf0, reg, 0, rm_reg(reg));
+	e1(e, by);
+}
+
 static void emit_modrm_insn(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
@@ -331,14 +167,20 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 		if (n->rm_size == 1 && rm.reg >= 4 && rm.reg < 8)
 			f |= ENC_REX;
 	}
-	if (!n->digit) {
+	if (n->high) {
+		/* AH is where AL belongs: rotations without flags. */
+		reg = greg & 3;
+		emit_rotate(e, reg, 8);
+	} else if (!n->digit) {
 		reg = reg_in(c, greg, H_R10, n->reg_r || n->size < 4);
 		if (n->size == 1 && reg >= 4 && reg < 8)
 			f |= ENC_REX;
 	}
 	encode(e, f, i->map, i->opcode, reg, rm);
 	emit_imm(c, i);
-	if (n->reg_w && !n->digit)
+	if (n->high)
+		emit_rotate(e, reg, 56);
+	else if (n->reg_w && !n->digit)
 		reg_out(c, greg, H_R10);
 	if (n->rm_w && !(i->flags & INSN_MEM))
 		reg_out(c, grm, H_R11);
@@ -353,23 +195,36 @@ static void emit_lea(struct trans *c, unsigned k)
 	bool index_ok = i->index == R_ZERO || host_of[i->index] != H_NONE;
 
 	if (i->op[0].size >= 4 && hd != H_NONE && base_ok && index_ok && (i->base != R_ZERO || i->index != R_ZERO) &&
-	    (i->asize == 8 || i->op[0].size == 4)) {
+	    (i->asize == 8 || (i->asize == 4 && i->op[0].size == 4))) {
 		encode(e, i->op[0].size == 8 ? ENC_W : 0, 0, 0x8d, hd,
 		       rm_sib(i->base == R_ZERO ? H_NONE : host_of[i->base],
 		              i->index == R_ZERO ? H_NONE : host_of[i->index], i->scale, (s32)i->disp));
 		return;
 	}
-	{
-		/* No segment counts. */
-		u8 seg = i->seg;
-
-		c->insn[k].seg = SEG_DS;
-		emit_ea(c, k);
-		c->insn[k].seg = seg;
-	}
+	emit_offset(c, k);
 	hd = reg_in(c, dst, H_R10, i->op[0].size < 4);
 	encode(e, i->op[0].size == 8 ? ENC_W : i->op[0].size == 2 ? ENC_66 : 0, 0, 0x89, H_R8, rm_reg(hd));
 	reg_out(c, dst, H_R10);
+}
+
+static void emit_sreg(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	bool mem = i->flags & INSN_MEM;
+	unsigned size = mem ? 2 : c->nat[k].size;
+	struct emit *e = &c->e;
+	struct rm rm;
+
+	if (mem) {
+		flags_give(c, k);
+		rm = emit_operand(c, k, 2, 1, TLB_WRITE);
+	} else {
+		rm = rm_reg(reg_in(c, i->op[0].reg, H_R11, size < 4));
+	}
+	encode(e, 0, 1, 0xb7, H_R10, rm_mem(H_R15, VOFF(seg[0].sel) + (s32)(i->op[1].reg * sizeof(struct seg))));
+	encode(e, size == 8 ? ENC_W : size == 2 ? ENC_66 : 0, 0, 0x89, H_R10, rm);
+	if (!mem)
+		reg_out(c, i->op[0].reg, H_R11);
 }
 
 /* ---- stack ------------------------------------------------------------------------------------------------------ */
@@ -391,6 +246,10 @@ static void emit_push(struct trans *c, unsigned k)
 	const struct insn *i = &c->insn[k];
 	struct emit *e = &c->e;
 
+	if (c->key & KEY_SEG) {
+		segment_push(c, k);
+		return;
+	}
 	if (!is_follower(c, k))
 		flags_give(c, k);
 	if (emit_group(c, k)) {
@@ -406,7 +265,7 @@ static void emit_push(struct trans *c, unsigned k)
 		return;
 	}
 	if (i->op[0].kind == OPK_MEM) {
-		emit_ea(c, k);
+		emit_ea(c, k, word(c), TLB_READ);
 		emit_check(c, k, word(c), TLB_READ);
 		encode(e, wflag(c), 0, 0x8b, H_R10, rm_guest());
 		emit_store(e, H_R15, VOFF(jt.tmp), H_R10);
@@ -430,6 +289,10 @@ static void emit_pop(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 	unsigned hr, sp = H_R14;
 
+	if (c->key & KEY_SEG) {
+		segment_pop(c, k);
+		return;
+	}
 	if (!is_follower(c, k))
 		flags_give(c, k);
 	if (emit_group(c, k)) {
@@ -455,6 +318,10 @@ static void emit_leave(struct trans *c, unsigned k)
 {
 	struct emit *e = &c->e;
 
+	if (c->key & KEY_SEG) {
+		segment_leave(c, k);
+		return;
+	}
 	flags_give(c, k);
 	encode(e, wflag(c), 0, 0x89, H_RBP, rm_reg(H_R8));
 	emit_check(c, k, word(c), TLB_READ);
@@ -562,8 +429,6 @@ static void emit_canonical(struct trans *c, unsigned k)
 {
 	struct emit *e = &c->e;
 
-	if (!(c->key & KEY_64))
-		return;
 	emit_mov(e, H_R10, H_R8);
 	encode(e, ENC_W, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10, 16 */
 	e1(e, 16);
@@ -576,15 +441,20 @@ static void emit_canonical(struct trans *c, unsigned k)
 static void emit_target(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
+	struct rm from = rm_guest();
 
 	if (i->op[0].kind == OPK_MEM) {
-		emit_ea(c, k);
-		emit_check(c, k, word(c), TLB_READ);
-		encode(&c->e, wflag(c), 0, 0x8b, H_R8, rm_guest());
+		emit_ea(c, k, i->osize, TLB_READ);
+		emit_check(c, k, i->osize, TLB_READ);
 	} else {
-		encode(&c->e, wflag(c), 0, 0x89, reg_in(c, i->op[0].reg, H_R10, true), rm_reg(H_R8));
+		from = rm_reg(reg_in(c, i->op[0].reg, H_R10, true));
 	}
-	emit_canonical(c, k);
+	if (c->key & KEY_64) {
+		encode(&c->e, ENC_W, 0, 0x8b, H_R8, from);
+		emit_canonical(c, k);
+	} else {
+		segment_load_target(c, k, from, i->osize);
+	}
 }
 
 /* Stores the return address. The host stack must have room for one more frame. */
@@ -593,18 +463,26 @@ static void emit_call_push(struct trans *c, unsigned k, u64 ret)
 	struct emit *e = &c->e;
 	bool grouped = emit_group(c, k);
 	struct rm to = grouped ? rm_sib(H_R14, H_R11, 0, -8) : rm_guest();
+	unsigned size = c->insn[k].osize;
 	u8 *at;
 
-	if (!grouped)
+	if (c->key & KEY_SEG)
+		segment_push_check(c, k, size);
+	else if (!grouped)
 		emit_push_check(c, k);
-	if (is_s32((s64)ret) || !(c->key & KEY_64)) {
-		encode(e, wflag(c), 0, 0xc7, 0, to);
+	if (!(c->key & KEY_64)) {
+		segment_store_imm(c, size, (u32)rip_of(c, ret));
+	} else if (is_s32((s64)ret)) {
+		encode(e, ENC_W, 0, 0xc7, 0, to);
 		e4(e, (u32)ret);
 	} else {
 		emit_const(e, H_R10, ret);
 		encode(e, ENC_W, 0, 0x89, H_R10, to);
 	}
-	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, -(s32)word(c)));
+	if (c->key & KEY_SEG)
+		segment_set_sp(c, H_R14, -(s32)size);
+	else
+		encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, -(s32)word(c)));
 	encode(e, ENC_W, 0, 0x3b, H_RSP, rm_mem(H_R15, VOFF(jt.sp_low)));
 	at = emit_jcc(e, 2, NULL);
 	c->deep_at = at;
@@ -630,7 +508,7 @@ static void emit_landing(struct trans *c, u64 ret)
 static void emit_call(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
-	u64 ret = wrap(c, c->rip[k] + i->len), to = wrap(c, ret + i->imm);
+	u64 ret = wrap(c, c->rip[k] + i->len), to = target_of(c, i, ret);
 	u8 *at;
 
 	flags_give(c, k);
@@ -663,6 +541,12 @@ static void emit_ret(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 
 	flags_give(c, k);
+	if (c->key & KEY_SEG) {
+		segment_ret(c, k);
+		emit_const(e, H_R11, call_of(c, k));
+		e1(e, 0xc3);
+		return;
+	}
 	if (emit_group(c, k)) {
 		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
 	} else if (c->key & KEY_64) {
@@ -681,10 +565,46 @@ static void emit_ret(struct trans *c, unsigned k)
 static void emit_jcc_insn(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
-	u64 to = wrap(c, c->rip[k] + i->len + i->imm);
+	u64 to = target_of(c, i, wrap(c, c->rip[k] + i->len));
 
 	flags_want(c, k);
 	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
+}
+
+/* LOOP, JCXZ: counting destroys the flags. */
+static void emit_count(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	unsigned f = i->asize == 8 ? ENC_W : i->asize == 2 ? ENC_66 : 0;
+	bool loop = i->mnemonic == ZYDIS_MNEMONIC_LOOP;
+
+	flags_give(c, k);
+	if (loop)
+		encode(&c->e, f, 0, 0xff, 1, rm_reg(H_RCX)); /* dec */
+	else
+		encode(&c->e, f, 0, 0x85, H_RCX, rm_reg(H_RCX)); /* test */
+	exit_at(c, emit_jcc(&c->e, loop ? 5 : 4, NULL), target_of(c, i, wrap(c, c->rip[k] + i->len)), 0);
+}
+
+/* Bytes that mean the same in 64-bit code; but for those of 16-bit code whose operand size counts. */
+static void emit_raw(struct trans *c, unsigned k)
+{
+	const struct insn *i = &c->insn[k];
+	struct emit *e = &c->e;
+	unsigned b = 0;
+
+	flags_want(c, k);
+	if (c->key & KEY_16) {
+		bool sized = i->map ? (i->opcode & 0xf6) == 0xb6 : i->opcode == 0x98 || i->opcode == 0x99;
+
+		if (sized && i->osize == 2)
+			e1(e, 0x66);
+		for (; b < i->raw_prefixes; b++)
+			if (i->raw[b] >= 0xf0)
+				e1(e, i->raw[b]);
+	}
+	for (; b < i->len; b++)
+		e1(e, i->raw[b]);
 }
 
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
@@ -737,9 +657,7 @@ static void emit_insn(struct trans *c, unsigned k)
 		emit_modrm_insn(c, k);
 		break;
 	case K_RAW:
-		flags_want(c, k);
-		for (unsigned b = 0; b < i->len; b++)
-			e1(e, i->raw[b]);
+		emit_raw(c, k);
 		break;
 	case K_NOP:
 		break;
@@ -767,7 +685,7 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	case K_MOFFS:
 		flags_give(c, k);
-		emit_ea(c, k);
+		emit_ea(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
 		emit_check(c, k, n->size, n->rm_w ? TLB_WRITE : TLB_READ);
 		encode(e,
 		       n->size == 2   ? ENC_66
@@ -780,6 +698,9 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	case K_LEA:
 		emit_lea(c, k);
+		break;
+	case K_SREG:
+		emit_sreg(c, k);
 		break;
 	case K_PUSH:
 		emit_push(c, k);
@@ -813,8 +734,11 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_JCC:
 		emit_jcc_insn(c, k);
 		break;
+	case K_COUNT:
+		emit_count(c, k);
+		break;
 	case K_JMP:
-		exit_at(c, emit_jmp(e, 0xe9, NULL), wrap(c, c->rip[k] + i->len + i->imm), c->live_out[k]);
+		exit_at(c, emit_jmp(e, 0xe9, NULL), target_of(c, i, wrap(c, c->rip[k] + i->len)), c->live_out[k]);
 		break;
 	case K_JMPI:
 		flags_give(c, k);
@@ -1021,6 +945,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	c->j = j;
 	c->tb = tb;
 	c->key = key;
+	c->cs = j->cs[key >> KEY_CS_SHIFT];
 	c->page = page;
 	c->hva_page = hva - (rip & ~PAGE_MASK);
 	c->e = j->e;

@@ -44,6 +44,7 @@ struct trans {
 	struct tb *tb;
 	struct emit e;
 	u32 key;
+	struct code_seg cs;
 	const u8 *hva_page;
 	unsigned n, n_slow, n_exit, n_range;
 	u64 end_rip;
@@ -87,7 +88,7 @@ static inline unsigned wflag(const struct trans *c)
 	return c->key & KEY_64 ? ENC_W : 0;
 }
 
-/* Addresses of 32-bit code wrap. */
+/* Linear addresses wrap outside 64-bit mode. */
 static inline u64 wrap(const struct trans *c, u64 rip)
 {
 	return c->key & KEY_64 ? rip : (u32)rip;
@@ -98,6 +99,7 @@ void decode_block(struct trans *c);
 void liveness(struct trans *c);
 
 /* trans.c */
+extern const u8 host_of[16];
 void flags_save(struct emit *e);
 void flags_restore(struct emit *e);
 void emit_ret_base(struct jit *j, struct emit *e);
@@ -105,14 +107,39 @@ unsigned reg_in(struct trans *c, unsigned g, unsigned scratch, bool load);
 void reg_out(struct trans *c, unsigned g, unsigned scratch);
 void flags_give(struct trans *c, unsigned k);
 void flags_want(struct trans *c, unsigned k);
-void emit_ea(struct trans *c, unsigned k);
+void emit_push_check(struct trans *c, unsigned k);
+void emit_jump_stub(struct jit *j, struct emit *e, bool user);
+
+/* mem.c */
 void slow_at(struct trans *c, unsigned k, u8 *at);
+void emit_offset(struct trans *c, unsigned k);
+void emit_segment(struct trans *c, unsigned k, unsigned seg, unsigned size, enum tlb_kind kind);
+void emit_ea(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
+bool emit_group(struct trans *c, unsigned k);
 struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind);
 void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
-void emit_push_check(struct trans *c, unsigned k);
-void emit_jump_stub(struct jit *j, struct emit *e, bool user);
+/* A checked operand whose address is in R8. */
+static inline struct rm rm_guest(void)
+{
+	return rm_sib(H_R8, H_R11, 0, 0);
+}
+
+/* segment.c */
+u64 rip_of(const struct trans *c, u64 lin);
+bool in_limit(const struct trans *c, u64 lin);
+u64 limit_left(const struct trans *c, u64 lin);
+u64 target_of(const struct trans *c, const struct insn *i, u64 next);
+bool goes_astray(const struct trans *c, const struct insn *i, const struct nat *n, u64 next);
+void segment_push_check(struct trans *c, unsigned k, unsigned size);
+void segment_store_imm(struct trans *c, unsigned size, u32 imm);
+void segment_set_sp(struct trans *c, unsigned reg, s32 delta);
+void segment_push(struct trans *c, unsigned k);
+void segment_pop(struct trans *c, unsigned k);
+void segment_leave(struct trans *c, unsigned k);
+void segment_load_target(struct trans *c, unsigned k, struct rm from, unsigned size);
+void segment_ret(struct trans *c, unsigned k);
 
 /* see.c: the block is translated; its part out of line (executable address) */
 void see_block(const struct trans *c, const u8 *cold, u64 cold_len);

@@ -304,9 +304,7 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 		return;
 	if (i->flags & INSN_MEM) {
 		size = mem_size(i);
-		if (!size || size > 32 || (size & (size - 1)) || i->asize == 2 || (f & V_DIGIT))
-			return;
-		if (!(c->key & KEY_64) && (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS))
+		if (!size || size > 32 || (size & (size - 1)) || (f & V_DIGIT))
 			return;
 	}
 	memset(n, 0, sizeof(*n));

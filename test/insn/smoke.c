@@ -38,6 +38,29 @@ CODE(repmovs, "movl $300000, %ebx\nmovq %rdi, %r8\n1: movq %r8, %rsi\nleaq 8192(
               "rep movsq\ndecl %ebx\njnz 1b")
 CODE(sse, "movl $20000000, %ecx\n1: addps %xmm0, %xmm1\nmovaps %xmm1, (%rdi)\npaddd (%rdi), %xmm2\ndecl %ecx\njnz 1b")
 
+/* Real mode: DI points to data, SP above them. */
+#define CODE16(name, text) CODE(name, ".code16\n" text "\nhlt\n.code64")
+
+CODE16(regs16, "movl $100000000, %ecx\n1: addw %cx, %ax\nxorw %ax, %dx\nleaw 3(%bx,%si), %bx\nsubl $1, %ecx\njnz 1b")
+CODE16(mem16, "movl $50000000, %ecx\n1: movw (%di), %ax\naddw %cx, %ax\nmovw %ax, 8(%di)\naddw $1, %es:16(%di)\n"
+              "decl %ecx\njnz 1b")
+CODE16(calls16, "movl $30000000, %ecx\njmp 2f\n1: pushw %bx\nmovw %ax, %bx\npopw %bx\nret\n2: call 1b\ndecl %ecx\n"
+                "jnz 2b")
+CODE16(loop16, "movw $1000, %bx\n1: movw $60000, %cx\n2: addw %bx, %ax\nloop 2b\ndecw %bx\njnz 1b")
+
+static void real_mode(struct vcpu *v, u64 code, u64 data)
+{
+	for (unsigned n = SEG_ES; n <= SEG_GS; n++)
+		v->seg[n] = (struct seg){.sel = 0x100,
+		                         .type = SEGT_W | SEGT_A,
+		                         .s = true,
+		                         .present = true,
+		                         .limit = 0xffff,
+		                         .base = n == SEG_CS ? code : data};
+	v->seg[SEG_CS].type |= SEGT_CODE;
+	cpu_set_crs(v, CR0_ET, 0, 0, 0);
+}
+
 static void run(struct machine *m, const char *name, const u8 *begin, const u8 *end, u8 *code, u8 *data)
 {
 	struct vcpu *v = m->v;
@@ -49,6 +72,11 @@ static void run(struct machine *m, const char *name, const u8 *begin, const u8 *
 	v->r[R_RIP] = (u64)(uintptr_t)code;
 	v->r[R_RDI] = (u64)(uintptr_t)data;
 	v->r[R_RSP] = (u64)(uintptr_t)data + 0x3000;
+	if (v->mode == MODE_REAL) {
+		v->r[R_RIP] = 0;
+		v->r[R_RDI] = 0;
+		v->r[R_RSP] = 0x3000;
+	}
 	n = v->n_insns;
 	t = now();
 	if (v->jit)
@@ -88,6 +116,15 @@ int main(int argc, char **argv)
 	RUN(branchy);
 	RUN(repmovs);
 	RUN(sse);
+#define RUN16(name)                                                                                                    \
+	if (argc < 2 || !strcmp(argv[1], #name)) {                                                                     \
+		real_mode(m.v, (u64)(uintptr_t)w, (u64)(uintptr_t)w + 0x8000);                                         \
+		run(&m, #name, name##_begin, name##_end, w, w + 0x8000);                                               \
+	}
+	RUN16(regs16);
+	RUN16(mem16);
+	RUN16(calls16);
+	RUN16(loop16);
 	machine_free(&m);
 	return 0;
 }

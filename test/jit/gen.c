@@ -3,11 +3,13 @@
  * branches, loops, calls, port and memory-mapped I/O, software interrupts, and stores into the program's own code: to
  * the bytes right behind the store, further on, and to code that ran already.
  *
- * The encoder is the translator's own; what it would get wrong, both engines read.
+ * The encoder is the translator's own; what it would get wrong, both engines read. One instruction in some is any that
+ * the decoder knows (gen_any), so that no form of any mode is left out.
  */
 #include <string.h>
 
 #include "../../src/jit/emit.h"
+#include "../../src/x86/decode.h"
 #include "gen.h"
 
 static u64 rng;
@@ -114,13 +116,46 @@ static struct rm any_rm(void)
 	return rnd(3) ? rm_reg(any_reg()) : any_mem();
 }
 
-/* encode(), which writes 32-bit addresses, for the current mode; now and then through FS or GS. */
+/* A memory operand with a 16-bit address: anywhere, or near DI (or BP, a small number). */
+static void enc16(unsigned flags, unsigned map, u8 op, unsigned reg)
+{
+	static const u8 near[] = {5, 5, 5, 6};
+	unsigned mod = rnd(3), rm = rnd(8) ? near[rnd(4)] : rnd(8);
+
+	if (flags & ENC_LOCK)
+		e1(&e, 0xf0);
+	if (flags & ENC_66)
+		e1(&e, 0x66);
+	if (flags & ENC_F2)
+		e1(&e, 0xf2);
+	if (flags & ENC_F3)
+		e1(&e, 0xf3);
+	if (map)
+		e1(&e, 0x0f);
+	if (map > 1)
+		e1(&e, map == 2 ? 0x38 : 0x3a);
+	e1(&e, op);
+	e1(&e, (u8)(mod << 6 | (reg & 7) << 3 | rm));
+	if (mod == 2 || (mod == 0 && rm == 6))
+		e2(&e, (u16)(rnd(40) ? env->data_abs + rnd(3000) : rnd(65536)));
+	else if (mod == 1)
+		e1(&e, (u8)rnd(256));
+}
+
+/* encode(), which writes 32-bit addresses, for the current mode; now and then through another segment. */
 static void enc(unsigned flags, unsigned map, u8 op, unsigned reg, struct rm rm)
 {
+	static const u8 seg[] = {0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e};
 	bool mem = rm.reg == H_NONE;
 
-	if (mem && rnd(40) == 0)
-		e1(&e, (u8)(0x64 + rnd(2)));
+	if (mem && rnd(env->segs ? 10 : 40) == 0)
+		e1(&e, seg[rnd(is64() ? 2 : 6)]);
+	if (mem && !is64() && rnd(env->bits == 16 ? 2 : 60) == 0) {
+		if (env->bits == 32)
+			e1(&e, 0x67);
+		enc16(flags, map, op, reg);
+		return;
+	}
 	if (mem && env->bits == 16)
 		e1(&e, 0x67);
 	encode(&e, flags, map, op, reg, rm);
@@ -283,6 +318,13 @@ static void gen_misc(void)
 		break;
 	}
 	case 12: /* high byte registers; as destination AH to BH only, or RDI's neighbours would go */
+		if (rnd(2)) {
+			static const u8 hop[] = {0x00, 0x02, 0x10, 0x3a, 0x84, 0x86, 0x88, 0x8a, 0x8a};
+
+			/* R15 would bring a REX. */
+			enc(0, 0, hop[rnd(9)], 4 + rnd(4), is64() ? rm_mem(H_RDI, (s32)rnd(200)) : any_mem());
+			break;
+		}
 		e1(&e, (u8)(0x00 | rnd(8) << 3));
 		e1(&e, (u8)(0xc0 | rnd(64)));
 		break;
@@ -341,8 +383,13 @@ static void gen_stack(void)
 		e1(&e, 0x9d);
 		break;
 	case 2:
-		if (!is64())
+		if (!is64()) {
+			e1(&e, 0x55); /* push ebp; mov ebp, esp ... leave */
+			e2(&e, 0xe589);
+			gen_alu();
+			e1(&e, 0xc9);
 			break;
+		}
 		push_pop(0x50, 5);
 		encode(&e, ENC_W, 0, 0x89, H_RSP, rm_reg(H_RBP));
 		gen_alu();
@@ -354,6 +401,32 @@ static void gen_stack(void)
 		enc(0, 0, 0xff, 6, any_mem());
 		push_pop(0x58, s);
 		break;
+	case 4:
+		/* the other operand size */
+		if (is64())
+			break;
+		e1(&e, 0x66);
+		push_pop(0x50, rnd(8));
+		e1(&e, 0x66);
+		push_pop(0x58, any_reg());
+		break;
+	case 5: {
+		static const u8 push[] = {0x06, 0x0e, 0x16, 0x1e}, pop[] = {0x07, 0x1f};
+
+		if (!env->segs)
+			break;
+		if (rnd(2)) { /* mov r, sreg */
+			e1(&e, 0x8c);
+			e1(&e, (u8)(0xc0 | rnd(6) << 3 | any_reg()));
+			break;
+		}
+		e1(&e, push[rnd(4)]);
+		if (rnd(4))
+			push_pop(0x58, s);
+		else
+			e1(&e, pop[rnd(2)]);
+		break;
+	}
 	default:
 		push_pop(0x50, any_reg());
 		push_pop(0x58, s);
@@ -508,7 +581,7 @@ static void gen_site(unsigned kind)
 	memset(prog->meant + (at - prog->bytes), true, kind == SITE_NOP4 ? 4 : 1);
 	/* Stores that waited for it. */
 	for (unsigned n = 0; n < n_wait; n++) {
-		u64 to = (u64)(uintptr_t)at + (u64)e.delta;
+		u64 to = (u64)(uintptr_t)at + (u64)e.delta - env->gs_base;
 		u32 disp = (u32)to;
 
 		if (wait[n].kind != kind)
@@ -530,11 +603,18 @@ static void gen_patch(void)
 	unsigned kind = rnd(3), back = n_sites && rnd(2) ? rnd(n_sites) + 1 : 0;
 	u8 *disp, *val;
 
-	if (env->bits == 16 || n_wait == sizeof(wait) / sizeof(wait[0]))
+	if ((env->bits == 16 && !env->segs) || n_wait == sizeof(wait) / sizeof(wait[0]))
 		return;
 	if (back)
 		kind = site[back - 1].kind;
 	/* mov byte or dword [rip + disp or disp], imm */
+	if (env->segs)
+		e1(&e, 0x65);
+	if (env->bits == 16) {
+		e1(&e, 0x67);
+		if (kind == SITE_NOP4)
+			e1(&e, 0x66);
+	}
 	e1(&e, kind == SITE_NOP4 ? 0xc7 : 0xc6);
 	e1(&e, 0x05);
 	disp = e.p;
@@ -549,7 +629,7 @@ static void gen_patch(void)
 		e1(&e, kind == SITE_ALU ? alu_op() : (u8)rnd(256));
 	}
 	if (back) {
-		u64 to = prog->at + site[back - 1].off;
+		u64 to = prog->at + site[back - 1].off - env->gs_base;
 		u32 d = (u32)(is64() ? to - (u64)(uintptr_t)emit_rx(&e) : to);
 
 		memcpy(disp, &d, 4);
@@ -571,33 +651,90 @@ static void gen_patch(void)
 
 /* ---- control flow ----------------------------------------------------------------------------------------------- */
 
-static u8 *jcc_forward(void)
+/* A displacement of 2 or 4 bytes. */
+struct fix {
+	u8 *at, size;
+};
+
+static void fix_to(struct fix f, const u8 *to)
 {
-	if (env->bits == 16)
-		e1(&e, 0x66);
-	return emit_jcc(&e, rnd(16), NULL);
+	s64 rel = to - (f.at + f.size);
+
+	memcpy(f.at, &rel, f.size);
 }
 
-static u8 *jump_forward(u8 op)
+/* Operand size of a branch: in 16-bit code often 4, in 32-bit code with segments sometimes 2, which cuts RIP. */
+static u8 branch_size(void)
 {
-	if (env->bits == 16)
+	u8 size = is64() ? 4 : env->bits == 16 ? (rnd(2) ? 2 : 4) : env->cut_ok && rnd(8) == 0 ? 2 : 4;
+
+	if (!is64() && size * 8 != env->bits)
 		e1(&e, 0x66);
-	return emit_jmp(&e, op, NULL);
+	return size;
 }
 
-/* The address that `at`, an absolute 32-bit immediate, will hold is that of e.p. */
+static struct fix disp_of(u8 size)
+{
+	struct fix f = {e.p, size};
+
+	e4(&e, 0);
+	e.p -= 4 - size;
+	return f;
+}
+
+static struct fix jcc_forward(void)
+{
+	u8 size = branch_size();
+
+	e1(&e, 0x0f);
+	e1(&e, (u8)(0x80 | rnd(16)));
+	return disp_of(size);
+}
+
+static struct fix jump(u8 op)
+{
+	u8 size = branch_size();
+
+	e1(&e, op);
+	return disp_of(size);
+}
+/* MOV r, imm32 with the RIP of the linear address `to`. */
+static void mov_target(unsigned r, u64 to)
+{
+	u32 rip = (u32)(to - env->cs_base);
+
+	if (env->bits == 16)
+		e1(&e, 0x66);
+	if (r >= 8)
+		e1(&e, 0x41);
+	e1(&e, (u8)(0xb8 | (r & 7)));
+	e4(&e, rip);
+}
+
 static void gen_branch(unsigned depth)
 {
 	unsigned n = 1 + rnd(6), r = any_reg(), counter = is64() ? H_R12 : H_RBP;
-	u8 *at, *top, *over;
+	u8 *at, *top;
+	struct fix f;
 
 	switch (rnd(5)) {
 	case 0:
+		if (rnd(4) == 0) { /* LOOP, LOOPE, LOOPNE, JCXZ */
+			if (rnd(6) == 0)
+				e1(&e, 0x67);
+			e1(&e, (u8)(0xe0 + rnd(4)));
+			at = e.p;
+			e1(&e, 0);
+			gen_alu();
+			*at = (u8)(e.p - (at + 1));
+			break;
+		}
+		/* fall through */
 	case 1:
-		at = jcc_forward();
+		f = jcc_forward();
 		while (n--)
 			gen_one(depth + 3);
-		patch_rel(at, e.delta, emit_rx(&e));
+		fix_to(f, e.p);
 		break;
 	case 2: /* loop */
 		if (depth)
@@ -609,50 +746,66 @@ static void gen_branch(unsigned depth)
 		while (n--)
 			gen_one(depth + 1);
 		if (rnd(3) == 0) {
-			at = jcc_forward(); /* around the next instruction, inside the loop */
+			f = jcc_forward(); /* around the next instruction, inside the loop */
 			gen_one(depth + 3);
-			patch_rel(at, e.delta, emit_rx(&e));
+			fix_to(f, e.p);
 		}
 		encode(&e, 0, 0, 0xff, 1, rm_reg(counter)); /* dec */
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		emit_jcc(&e, 5, top + e.delta);
+		{
+			u8 size = branch_size();
+
+			e1(&e, 0x0f);
+			e1(&e, 0x85);
+			fix_to(disp_of(size), top);
+		}
 		break;
 	case 3: /* call of a function that is jumped over */
 		if (depth > 1)
 			return;
-		over = jump_forward(0xe9);
+		f = jump(0xe9);
 		top = e.p;
 		while (n--)
 			gen_one(depth + 2);
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		e1(&e, 0xc3);
-		patch_rel(over, e.delta, emit_rx(&e));
-		if (env->bits == 16)
-			e1(&e, 0x66);
-		if (env->bits != 16 && rnd(3) == 0) {
-			emit_const(&e, r, (u64)(uintptr_t)(top + e.delta));
-			encode(&e, 0, 0, 0xff, 2, rm_reg(r));
-		} else {
-			emit_jmp(&e, 0xe8, top + e.delta);
+		{
+			u8 size = branch_size();
+
+			if (rnd(4)) {
+				e1(&e, 0xc3);
+			} else {
+				e1(&e, 0xc2);
+				e2(&e, (u16)(rnd(3) * 2));
+			}
+			fix_to(f, e.p);
+			if (rnd(3) == 0) {
+				mov_target(r, (u64)(uintptr_t)(top + e.delta));
+				if (!is64() && size * 8 != env->bits)
+					e1(&e, 0x66);
+				encode(&e, 0, 0, 0xff, 2, rm_reg(r));
+			} else {
+				/* The call's size is mostly the return's. */
+				if (!is64() && rnd(30) == 0)
+					size = size == 2 || !env->cut_ok ? 4 : 2;
+				if (!is64() && size * 8 != env->bits)
+					e1(&e, 0x66);
+				e1(&e, 0xe8);
+				fix_to(disp_of(size), top);
+			}
 		}
 		break;
 	default: /* indirect jump over something */
-		if (env->bits == 16)
-			return;
-		if (r >= 8)
-			e1(&e, 0x41);
-		e1(&e, (u8)(0xb8 | (r & 7)));
 		at = e.p;
-		e4(&e, 0);
-		encode(&e, 0, 0, 0xff, 4, rm_reg(r));
-		for (n = rnd(6); n; n--)
-			e1(&e, 0xcc);
-		{
-			u32 to = (u32)(uintptr_t)emit_rx(&e);
+		for (unsigned pass = 0; pass < 2; pass++) {
+			static u8 *to;
 
-			memcpy(at, &to, 4);
+			/* The target is known once it was written. */
+			e.p = at;
+			mov_target(r, (u64)(uintptr_t)((pass ? to : at) + e.delta));
+			if (env->bits == 16)
+				e1(&e, 0x66);
+			encode(&e, 0, 0, 0xff, 4, rm_reg(r));
+			for (unsigned k = 0; k < n; k++)
+				e1(&e, 0xcc);
+			to = e.p;
 		}
 	}
 }
@@ -687,6 +840,93 @@ static void gen_system(void)
 		break;
 	default:
 		gen_site(rnd(3));
+	}
+}
+
+/* Those that leave the mode or the program, stop, or do not do the same twice. */
+static bool no_random(const struct insn *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_RDRAND:
+	case ZYDIS_MNEMONIC_RDSEED:
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_CALL:
+	case ZYDIS_MNEMONIC_RET:
+	case ZYDIS_MNEMONIC_IRET:
+	case ZYDIS_MNEMONIC_IRETD:
+	case ZYDIS_MNEMONIC_IRETQ:
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_INTO:
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSRET:
+	case ZYDIS_MNEMONIC_SYSENTER:
+	case ZYDIS_MNEMONIC_SYSEXIT:
+	case ZYDIS_MNEMONIC_POPF:
+	case ZYDIS_MNEMONIC_POPFD:
+	case ZYDIS_MNEMONIC_POPFQ:
+	case ZYDIS_MNEMONIC_LGDT:
+	case ZYDIS_MNEMONIC_LIDT:
+	case ZYDIS_MNEMONIC_LLDT:
+	case ZYDIS_MNEMONIC_LTR:
+	case ZYDIS_MNEMONIC_LMSW:
+	case ZYDIS_MNEMONIC_CLTS:
+	case ZYDIS_MNEMONIC_XSETBV:
+	case ZYDIS_MNEMONIC_RDMSR:
+	case ZYDIS_MNEMONIC_WRMSR:
+	case ZYDIS_MNEMONIC_INSB:
+	case ZYDIS_MNEMONIC_INSW:
+	case ZYDIS_MNEMONIC_INSD:
+	case ZYDIS_MNEMONIC_OUTSB:
+	case ZYDIS_MNEMONIC_OUTSW:
+	case ZYDIS_MNEMONIC_OUTSD:
+		return true;
+	}
+	for (unsigned n = 0; n < i->nops; n++)
+		if (i->op[n].kind == OPK_REL || i->op[n].kind == OPK_CR || i->op[n].kind == OPK_DR)
+			return true;
+	return false;
+}
+
+/* Any instruction at all, its memory operand mostly at RDI. */
+static void gen_any(void)
+{
+	static const u8 prefix[] = {0x66, 0x66, 0x66, 0x67, 0xf2, 0xf3, 0xf3, 0xf0, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
+	enum decode_mode mode = env->bits == 16 ? DECODE_16 : is64() ? DECODE_64 : DECODE_32;
+	struct insn i;
+
+	for (unsigned tries = 0; tries < 30; tries++) {
+		unsigned n = 0, map;
+		u8 b[24];
+
+		while (rnd(2) == 0 && n < 3)
+			b[n++] = prefix[rnd(sizeof(prefix))];
+		if (rnd(8) == 0) {
+			b[n++] = 0xc4;
+			b[n++] = (u8)((is64() ? rnd(8) << 5 : 0xe0) | (1 + rnd(3)));
+			b[n++] = (u8)(rnd(4) ? rnd(128) | 0x78 : rnd(256));
+		} else {
+			if (is64() && rnd(2))
+				b[n++] = (u8)(0x40 | rnd(16));
+			map = rnd(10);
+			if (map > 5)
+				b[n++] = 0x0f;
+			if (map > 8)
+				b[n++] = rnd(2) ? 0x38 : 0x3a;
+		}
+		b[n++] = (u8)rnd(256);
+		b[n++] = (u8)rnd(256);
+		if (b[n - 1] < 0xc0 && rnd(6)) /* [di], [edi], [rdi] with a displacement of a byte at most */
+			b[n - 1] = (u8)((b[n - 1] & 0x78) | (env->bits == 16 ? 5 : 7));
+		while (n < sizeof(b))
+			b[n++] = (u8)rnd(256);
+		if (decode(mode, b, 15, &i) < 0 || no_random(&i))
+			continue;
+		memcpy(e.p, b, i.len);
+		e.p += i.len;
+		return;
 	}
 }
 
@@ -730,6 +970,8 @@ static void gen_one(unsigned depth)
 	case 35:
 		if (rnd(3) == 0)
 			gen_system();
+		else if (depth == 0)
+			gen_any();
 		break;
 	default:
 		if (depth < 3)
@@ -739,15 +981,20 @@ static void gen_one(unsigned depth)
 	}
 }
 
+/* Anywhere in the code window, near a page's end rather often. */
+void gen_place(const struct gen_env *env_, struct program *p)
+{
+	u64 pages = env_->code_size / 4096;
+
+	p->at = env_->code + rnd((u32)pages - 4) * 4096 + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
+}
+
 void gen_program(const struct gen_env *env_, struct program *p)
 {
 	unsigned n = 5 + rnd(rnd(4) ? 40 : 196);
-	u64 pages = env_->code_size / 4096;
 
 	env = env_;
 	prog = p;
-	/* Anywhere in the code window, near a page's end rather often. */
-	p->at = env->code + rnd((u32)pages - 4) * 4096 + (rnd(3) ? rnd(4096) : 4096 - rnd(200));
 	e.p = p->bytes;
 	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
 	p->n_insns = p->n_chunks = 0;

@@ -12,10 +12,13 @@
 
 struct gen_env {
 	unsigned bits; /* 64, 32, 16 */
+	bool segs;     /* segments have bases and limits, and GS shows the code */
 	bool vex, io, sse;
 	u64 code, code_size; /* linear window that programs lie in */
 	u64 data_abs;        /* address of the data for absolute operands */
 	u64 mmio;            /* a page without memory; 0: none */
+	u64 cs_base, gs_base;
+	bool cut_ok; /* RIP fits into 16 bits */
 };
 
 struct program {
@@ -32,6 +35,7 @@ u64 gen_state(void);
 void gen_set_state(u64 state);
 u32 gen_rnd(u32 n);
 u64 gen_u64(void);
+void gen_place(const struct gen_env *env, struct program *p); /* chooses p->at */
 void gen_program(const struct gen_env *env, struct program *p);
 
 #endif

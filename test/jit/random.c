@@ -7,8 +7,11 @@
  * it. Interrupts come at any time; their handler changes every register and gives them back, so that a wrong state at
  * any instruction shows later.
  *
- * Modes: 64-bit code at CPL 3 and 0, compatibility mode, 32-bit protected mode at CPL 3 and 0, 16-bit protected mode,
- * real mode. Translators: plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
+ * Modes: 64-bit code at CPL 3 and 0, compatibility mode, 32-bit protected mode at CPL 3 and 0; and with segments that
+ * change from round to round (bases, limits that fault, expand-down, read-only, null, stacks of the other width):
+ * 16-bit protected mode at CPL 0 and 3, real mode, virtual-8086 mode, 32-bit protected and compatibility mode. There GS
+ * shows the code, so that stores come by another segment, and CS may end inside the program or wrap. Translators:
+ * plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
  *
  * GAP(dead-flags), trans.c, is tolerated in two places: at a fault the arithmetic flags are not compared, and the
  * translator gets the interpreter's; and a program that by chance overwrote code which it was not meant to change, and
@@ -43,6 +46,9 @@
 
 #define CODE_SIZE 0x8000ul
 #define DATA_SIZE 0x8000ul
+#define DATA_SIZE_16 0x10000ul /* of 16-bit code, where any offset must be memory */
+#define DATA_OFF 0x1000ul      /* of 32-bit code with segments: where the data begin in them */
+#define HLT_SIZE 0x9000ul      /* there, 64 KiB below the code: where IP goes on that wraps */
 #define SYS_SIZE 0x4000ul
 #define POOL_SIZE (1ul << 20)
 
@@ -54,19 +60,20 @@
 #define SYS_COUNT 0x3000 /* what lies below does not change */
 #define SYS_STACK 0x4000
 
-enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, MODES };
+enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, V86, SEG16, SEG32, SEGC, MODES };
 enum { PLAIN, CHAOS, LOCKSTEP, BOTH, VARIANTS };
 
-static const char *const mode_name[] = {"long3", "long0", "compat", "prot3", "prot0", "prot16", "real"};
+static const char *const mode_name[] = {"long3", "long0", "compat", "prot3", "prot0", "prot16",
+                                        "real",  "v86",   "seg16",  "seg32", "segc"};
 static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+lockstep"};
 
 #define SPAN(a, b) (offsetof(struct vcpu, b) - offsetof(struct vcpu, a))
 
 struct side {
 	struct machine m;
-	u8 *code, *data, *sys;
+	u8 *code, *data, *sys, *hlt;
 	u8 sys_clean[SYS_COUNT & PAGE_MASK];
-	struct seg seg[SEG_COUNT];
+	struct seg seg[SEG_COUNT], plain[SEG_COUNT]; /* a program's, and before they were changed for it */
 	u8 clean[offsetof(struct vcpu, fpu) - offsetof(struct vcpu, seg)]; /* what a wild jump at CPL 0 may change */
 	bool faulted, irqs;
 	volatile bool irq;
@@ -76,8 +83,10 @@ struct side {
 
 static struct setup {
 	struct gen_env env;
-	u64 data, sys;
-	bool irqs;
+	u64 data, sys, data_size;
+	enum mode mode;
+	unsigned dpl;
+	bool irqs, lma;
 	struct side interp, jit[VARIANTS];
 } setups[MODES];
 
@@ -130,6 +139,12 @@ static int irq_take(struct vcpu *v)
 	struct side *s = side_of(v);
 
 	if (!s->irq || !s->irqs)
+		return -1;
+	/* The handler's IRET could not return beyond the end of CS, where the next fetch faults. */
+	if (v->mode != MODE_64 && (u32)v->r[R_RIP] > v->seg[SEG_CS].limit)
+		return -1;
+	/* To a 16-bit stack IRET brings back SP alone. */
+	if (v->mode != MODE_64 && !v->stack_is_32 && v->r[R_RSP] >> 16)
 		return -1;
 	s->irq = false;
 	s->n_irqs++;
@@ -287,10 +302,11 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	        (struct seg){.sel = 0x40, .type = SYST_TSS32_BUSY, .present = true, .limit = 0x67, .base = tss_at};
 }
 
-static void make_side(struct side *s, const struct setup *u, enum mode mode, int variant)
+static void make_side(struct side *s, const struct setup *u, int variant)
 {
-	unsigned dpl = mode == LONG3 || mode == COMPAT3 || mode == PROT3 ? 3 : 0, bits = u->env.bits;
-	bool lma = mode == LONG3 || mode == LONG0 || mode == COMPAT3;
+	unsigned dpl = u->dpl, bits = u->env.bits;
+	enum mode mode = u->mode;
+	bool lma = u->lma, low = bits == 16;
 	struct vcpu *v;
 
 	setenv("DEVKVM_ENGINE", variant < 0 ? "interp" : "jit", 1);
@@ -307,7 +323,9 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 	v->owner = s;
 	v->tsc_offset = 0;
 	s->code = add_window(&s->m, u->env.code, CODE_SIZE);
-	s->data = add_window(&s->m, u->data, DATA_SIZE);
+	s->data = add_window(&s->m, u->data, u->data_size);
+	if (low)
+		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE);
 	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
 	if (u->env.mmio)
 		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
@@ -328,9 +346,9 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 		for (unsigned k = SEG_ES; k <= SEG_GS; k++)
 			seg_flat(v, k, dpl ? 0x2b : 0x10, SEGT_W, dpl, bits == 16 ? 16 : 32, bits == 16 ? u->data : 0);
 		seg_flat(v, SEG_CS,
-		         mode == LONG3                      ? 0x33
-		         : mode == COMPAT3 || mode == PROT3 ? 0x23
-		                                            : 0x08,
+		         mode == LONG3 ? 0x33
+		         : dpl         ? 0x23
+		                       : 0x08,
 		         SEGT_CODE | SEGT_R, dpl, bits, bits == 16 ? u->env.code : 0);
 		v->seg[SEG_FS].base = u->data + 0x400;
 		v->seg[SEG_GS].base = u->data + 0x100;
@@ -344,6 +362,7 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 	cpu_update(v);
 	s->irqs = u->irqs;
 	memcpy(s->seg, v->seg, sizeof(s->seg));
+	memcpy(s->plain, v->seg, sizeof(s->plain));
 	memcpy(s->clean, v->seg, sizeof(s->clean));
 	memcpy(s->sys_clean, s->sys, SYS_COUNT & PAGE_MASK);
 }
@@ -351,22 +370,132 @@ static void make_side(struct side *s, const struct setup *u, enum mode mode, int
 static void make_setup(enum mode mode)
 {
 	struct setup *u = &setups[mode];
-	bool low = mode == REAL || mode == PROT16;
+	bool low = mode == REAL || mode == PROT16 || mode == V86 || mode == SEG16;
 
+	u->mode = mode;
+	u->lma = mode == LONG3 || mode == LONG0 || mode == COMPAT3 || mode == SEGC;
+	u->dpl = mode == LONG0 || mode == PROT0 || mode == PROT16 || mode == REAL ? 0 : 3;
 	u->env.bits = mode <= LONG0 ? 64 : low ? 16 : 32;
-	u->env.vex = mode != REAL;
+	u->env.segs = mode >= PROT16;
+	u->env.vex = true; /* in real and virtual-8086 mode #UD */
 	u->env.sse = true;
-	u->env.io = mode == LONG0 || mode == PROT0 || low;
-	u->env.code = low ? 0x10000 : 0x30000000;
+	u->env.io = mode == LONG0 || mode == PROT0 || mode == PROT16 || mode == REAL;
+	u->env.code = low ? 0x20000 : 0x30000000;
 	u->env.code_size = CODE_SIZE;
-	u->data = low ? 0x20000 : 0x40000000;
-	u->env.data_abs = low ? 0 : u->data;
-	u->sys = low ? 0x30000 : 0x50000000;
-	u->env.mmio = low ? 0 : 0x60000000;
-	u->irqs = mode != PROT0 && !low; /* they would use the program's stack */
-	make_side(&u->interp, u, mode, -1);
-	for (int k = 0; k < (low ? 1 : VARIANTS); k++)
-		make_side(&u->jit[k], u, mode, k);
+	u->data = low ? 0x30000 : 0x40000000;
+	u->data_size = low ? DATA_SIZE_16 : DATA_SIZE;
+	u->env.data_abs = low ? 0 : mode >= SEG32 ? DATA_OFF : u->data;
+	/* Below 64 KiB: IRET to a 16-bit stack leaves the upper half of the handler's ESP behind. */
+	u->sys = mode >= PROT16 ? 0x8000 : 0x50000000;
+	u->env.mmio = mode >= PROT16 ? 0 : 0x60000000;
+	u->irqs = mode != PROT0 && mode != PROT16 && mode != REAL; /* they would use the program's stack */
+	make_side(&u->interp, u, -1);
+	for (int k = 0; k < VARIANTS; k++)
+		make_side(&u->jit[k], u, k);
+}
+
+/* ---- segments --------------------------------------------------------------------------------------------------- */
+
+static u64 desc_of(const struct seg *s)
+{
+	u32 limit = s->limit > 0xfffff ? s->limit >> 12 : s->limit;
+	u64 access = s->type | 0x90u | (u64)s->dpl << 5, flags = (s->limit > 0xfffff ? 8u : 0) | (s->db ? 4u : 0);
+
+	return (limit & 0xffff) | (s->base & 0xffffff) << 16 | access << 40 | (u64)(limit >> 16) << 48 | flags << 52 |
+	       (s->base >> 24 & 0xff) << 56;
+}
+
+static void vary_data(const struct setup *u, struct seg *s, unsigned n)
+{
+	u32 most = u->env.bits == 16 ? 0xffff : 0xffffffffu;
+	bool protected = u->mode != REAL && u->mode != V86;
+	u32 off = u->env.bits == 32 ? DATA_OFF : 0;
+
+	s->base = u->data;
+	if (u->env.bits == 32)
+		s->base -= DATA_OFF;
+	else if (n != SEG_SS)
+		s->base += gen_rnd(16) * 16;
+	s->sel = protected ? s->sel : (u16)(s->base >> 4);
+	s->limit = most;
+	if (u->mode == V86)
+		return;
+	/* Often where the program's pointers are. */
+	if (gen_rnd(3) == 0)
+		s->limit = n == SEG_SS ? 0x3000 + gen_rnd(0x1000) : 0x800 + gen_rnd(0x3000);
+	else if (gen_rnd(6) == 0)
+		s->limit = (n == SEG_SS ? off + 0x27f0 : off + 0xf00) + gen_rnd(200);
+	else if (gen_rnd(4) == 0)
+		s->limit = 0xffffffffu;
+	if (gen_rnd(12) == 0) {
+		s->type |= SEGT_E;
+		s->limit = gen_rnd(4) ? gen_rnd(0x1200) : (n == SEG_SS ? off + 0x27f0 : off + 0xf00) + gen_rnd(200);
+		s->db = gen_rnd(2);
+	}
+	if (n == SEG_SS) {
+		s->db = gen_rnd(4) ? u->env.bits == 32 : u->env.bits != 32;
+	} else if (protected && gen_rnd(4) == 0) {
+		static const u8 type[] = {SEGT_A, SEGT_A, SEGT_A | SEGT_E, SEGT_A | SEGT_CODE | SEGT_R,
+		                          SEGT_A | SEGT_CODE};
+
+		s->type = type[gen_rnd(5)];
+		if (gen_rnd(4) == 0)
+			*s = (struct seg){.unusable = true};
+	}
+}
+
+/* The segments of the next round; of a new program, whose place is chosen, also where CS begins. */
+static void vary_segments(struct setup *u, struct side *j, bool new_program)
+{
+	struct seg seg[SEG_COUNT], *cs = &seg[SEG_CS];
+	bool protected = u->mode != REAL && u->mode != V86;
+	struct side *side[2] = {&u->interp, j};
+
+	memcpy(seg, u->interp.plain, sizeof(seg));
+	for (unsigned n = SEG_ES; n <= SEG_FS; n++)
+		if (n != SEG_CS)
+			vary_data(u, &seg[n], n);
+	if (!new_program)
+		cs->base = u->env.cs_base;
+	else if (u->env.bits == 32)
+		cs->base = u->env.code - gen_rnd(gen_rnd(2) ? 0x10000000 : 0x6000);
+	else if (gen_rnd(4) == 0) /* offset 0xffff lies inside the program */
+		cs->base = (program.at + gen_rnd(500) - 0x10000) & (protected ? ~0ull : ~15ull);
+	else
+		cs->base = u->env.code - gen_rnd(0x700) * 16;
+	if (!protected)
+		cs->sel = (u16)(cs->base >> 4);
+	cs->limit = u->env.bits == 32 ? 0xffffffffu : 0xffff;
+	if (u->mode != V86 && gen_rnd(4) == 0)
+		cs->limit = (u32)(program.at - cs->base) + gen_rnd(500);
+	else if (u->mode != V86 && gen_rnd(8) == 0)
+		cs->limit = 0xffffffffu;
+	if (cs->limit > 0xfffff) /* what a descriptor can say */
+		cs->limit |= 0xfff;
+	u->env.cs_base = cs->base;
+	u->env.cut_ok = u->env.bits == 16 || program.at - cs->base < 0xc000;
+	seg[SEG_GS].base = u->env.gs_base = u->env.code;
+	if (!protected)
+		seg[SEG_GS].sel = (u16)(u->env.code >> 4);
+	if (u->mode == V86)
+		for (unsigned n = SEG_ES; n <= SEG_GS; n++)
+			seg[n] = (struct seg){.sel = (u16)(seg[n].base >> 4),
+			                      .type = SEGT_W | SEGT_A,
+			                      .dpl = 3,
+			                      .s = true,
+			                      .present = true,
+			                      .limit = 0xffff,
+			                      .base = seg[n].base};
+	for (unsigned k = 0; k < 2; k++) {
+		u64 desc[2] = {desc_of(&seg[SEG_CS]), desc_of(&seg[SEG_SS])};
+
+		memcpy(side[k]->seg, seg, sizeof(seg));
+		if (u->dpl == 0 || !protected)
+			continue;
+		/* IRET of an interrupt's handler loads them again. */
+		memcpy(side[k]->sys + SYS_GDT + 0x20, desc, 16);
+		memcpy(side[k]->sys_clean + SYS_GDT + 0x20, desc, 16);
+	}
 }
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
@@ -380,7 +509,7 @@ struct start {
 
 static void pointers(const struct setup *u, u64 *r)
 {
-	u64 base = u->env.bits == 16 ? 0 : u->data;
+	u64 base = u->env.bits == 16 ? 0 : u->mode >= SEG32 ? DATA_OFF : u->data;
 
 	r[R_RSP] = base + 0x2800;
 	r[R_RDI] = base + 0xf00;
@@ -399,11 +528,14 @@ static void make_start(const struct setup *u, struct start *s)
 		s->r[k] = gen_u64();
 	pointers(u, s->r);
 	s->r[R_RDI] += gen_rnd(16) * 8;
-	s->rflags = FLAGS_FIXED | (gen_u64() & FLAGS_ARITH) | (u->irqs ? FLAGS_IF : 0);
+	if (u->env.segs && gen_rnd(6) == 0)
+		s->r[R_RSP] = gen_rnd(2) || u->irqs ? gen_rnd(12) : s->r[R_RSP] | (u64)gen_rnd(65536) << 16;
+	s->rflags = (u->mode == V86 ? FLAGS_VM | FLAGS_IOPL : 0) | FLAGS_FIXED | (gen_u64() & FLAGS_ARITH) |
+	            (u->irqs ? FLAGS_IF : 0);
 	for (unsigned k = 0; k < 64; k++)
 		((u64 *)(void *)s->ymm)[k] = gen_u64();
 	s->mxcsr = 0x1f80 | (gen_rnd(4) ? 0 : gen_rnd(4) << 13) | (gen_rnd(6) ? 0 : 0x8000);
-	s->pool = gen_rnd(POOL_SIZE - DATA_SIZE) & ~7u;
+	s->pool = gen_rnd((u32)(POOL_SIZE - u->data_size)) & ~7u;
 }
 
 static void set_side(const struct setup *u, struct side *s, const struct start *st)
@@ -412,9 +544,13 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 
 	memset(s->code, 0, CODE_SIZE);
 	memcpy(s->code + (program.at - u->env.code), program.bytes, program.len);
-	memcpy(s->data, pool + st->pool, DATA_SIZE);
+	memcpy(s->data, pool + st->pool, u->data_size);
 	if (memcmp(s->sys, s->sys_clean, sizeof(s->sys_clean)))
 		memcpy(s->sys, s->sys_clean, sizeof(s->sys_clean));
+	/* A wild jump may run what lies there. */
+	if (s->hlt)
+		memset(s->hlt, 0xf4, HLT_SIZE);
+	memset(s->sys + SYS_COUNT, 0, SYS_SIZE - SYS_COUNT);
 	if (memcmp(&v->gdt, s->clean + SPAN(seg, gdt), SPAN(gdt, excp)) ||
 	    memcmp(&v->star, s->clean + SPAN(seg, star), SPAN(star, fpu))) {
 		memcpy(v->seg, s->clean, sizeof(s->clean));
@@ -448,6 +584,8 @@ static void enter_at(const struct setup *u, struct side *s, unsigned off)
 
 	memcpy(v->seg, s->seg, sizeof(s->seg));
 	v->r[R_RIP] = program.at + off - v->seg[SEG_CS].base;
+	if (!(v->rflags & FLAGS_VM) && u->mode == V86)
+		v->rflags |= FLAGS_VM;
 	v->rflags &= ~(u64)(FLAGS_TF | FLAGS_AC | FLAGS_RF);
 	cpu_update(v);
 }
@@ -538,11 +676,15 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	for (unsigned k = 0; k <= SEG_GS; k++) {
 		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
 		word("base ", k, a->seg[k].base, b->seg[k].base);
+		word("limit ", k, a->seg[k].limit, b->seg[k].limit);
+		word("type ", k, a->seg[k].type, b->seg[k].type);
 	}
 	bytes("control and debug registers", &a->gdt, &b->gdt, SPAN(gdt, excp));
 	bytes("MSRs", &a->star, &b->star, SPAN(star, fpu));
-	bytes("data", si->data, sj->data, DATA_SIZE);
+	bytes("data", si->data, sj->data, u->data_size);
 	bytes("code", si->code, sj->code, CODE_SIZE);
+	if (si->hlt)
+		bytes("below the code", si->hlt, sj->hlt, HLT_SIZE);
 	word("exit ", 0, a->exit.reason, b->exit.reason);
 	word("ports ", 0, si->io, sj->io);
 	if (si->faulted != sj->faulted) {
@@ -586,7 +728,7 @@ static unsigned chunk_behind(const struct vcpu *v)
 
 enum { SAME, DIFFER, ABANDONED };
 
-static int one_round(struct setup *u, struct side *j)
+static int one_round(struct setup *u, struct side *j, unsigned round)
 {
 	struct side *i = &u->interp;
 	struct vcpu *a = i->m.v, *b = j->m.v;
@@ -594,6 +736,8 @@ static int one_round(struct setup *u, struct side *j)
 	unsigned faults = 0, off;
 	struct start st;
 
+	if (u->env.segs && round)
+		vary_segments(u, j, false);
 	make_start(u, &st);
 	set_side(u, i, &st);
 	set_side(u, j, &st);
@@ -670,7 +814,7 @@ static bool right_with_exact_flags(struct setup *u, struct side *j, u64 rng)
 	gen_set_state(rng);
 	t->need_flush = t->chaos.exact_flags = true;
 	for (unsigned round = 0; round < ROUNDS && right; round++)
-		right = one_round(u, j) != DIFFER;
+		right = one_round(u, j, round) != DIFFER;
 	t->need_flush = true;
 	t->chaos.exact_flags = false;
 	return right;
@@ -690,8 +834,8 @@ static void renew_lockstep(struct jit *j)
 /* Program `k` of the batch of `seed`. */
 static bool one(u64 seed, unsigned k)
 {
-	static const u8 mix[] = {LONG3, LONG3, LONG3, LONG0, LONG0, LONG0,  COMPAT3, COMPAT3,
-	                         PROT3, PROT3, PROT0, PROT0, LONG3, PROT16, REAL,    LONG0};
+	static const u8 mix[] = {LONG3, LONG3, LONG3, LONG0,  LONG0, LONG0, COMPAT3, COMPAT3,
+	                         PROT3, PROT0, SEGC,  PROT16, REAL,  V86,   SEG16,   SEG32};
 	enum mode mode;
 	struct setup *u;
 	unsigned variant;
@@ -703,9 +847,12 @@ static bool one(u64 seed, unsigned k)
 	if (only_mode >= 0)
 		mode = (enum mode)only_mode;
 	u = &setups[mode];
-	variant = u->env.bits == 16 ? PLAIN : gen_rnd(8) < 4 ? PLAIN : gen_rnd(16) < 10 ? CHAOS : LOCKSTEP + gen_rnd(2);
-	if (only_variant >= 0 && u->env.bits != 16)
+	variant = gen_rnd(8) < 4 ? PLAIN : gen_rnd(16) < 10 ? CHAOS : LOCKSTEP + gen_rnd(2);
+	if (only_variant >= 0)
 		variant = (unsigned)only_variant;
+	gen_place(&u->env, &program);
+	if (u->env.segs)
+		vary_segments(u, &u->jit[variant], true);
 	gen_program(&u->env, &program);
 	if (verbose) {
 		printf("program %u, %s, %s\n", k, mode_name[mode], variant_name[variant]);
@@ -716,7 +863,7 @@ static bool one(u64 seed, unsigned k)
 	rng = gen_state();
 	/* (A program that overwrites the interrupts' tables or handler differs, as only one side has interrupts.) */
 	for (unsigned round = 0; round < ROUNDS && rc == SAME; round++)
-		rc = one_round(u, &u->jit[variant]);
+		rc = one_round(u, &u->jit[variant], round);
 	n.programs++;
 	n.by_mode[mode]++;
 	if (rc == ABANDONED)
