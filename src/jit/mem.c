@@ -96,6 +96,7 @@ void emit_ea(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 
 /* The address in R8 → R11, so that [R8 + R11] is the operand's host address. Flags are given already. */
 static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind);
+static void emit_span(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind);
 
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 {
@@ -105,14 +106,9 @@ void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind)
 /* The same for an address in another register. */
 void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind)
 {
-	struct emit *e = &c->e;
-	const u8 *retry = emit_rx(e);
+	const u8 *retry = emit_rx(&c->e);
 
-	if (size > 1)
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)size - 1));
-	else
-		emit_mov(e, H_R10, reg);
-	emit_tag(c, k, reg, (u32)-4096, kind);
+	emit_span(c, k, reg, size, kind);
 	slow_retry(c, retry, reg, size, kind);
 }
 
@@ -122,12 +118,10 @@ void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
 	emit_tag(c, k, H_R8, (u32)-4096, kind);
 }
 
-/* Of R10, the bits in `mask` must equal the tag that the address in `reg` has in the TLB; its addend → R11. */
-static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind)
+/* R11 = where the TLB entry of the address in `reg` lies, relative to the array's start. */
+static void emit_index(struct trans *c, unsigned reg)
 {
 	struct emit *e = &c->e;
-	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
-	s32 tlb = VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
 
 	if (c->j->bmi2) { /* rorx r11, reg, 8: what comes in from below is masked out */
 		encode_vex(e, true, false, 3, 3, 0xf0, H_R11, 0, rm_reg(reg));
@@ -137,12 +131,43 @@ static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum t
 		encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R11)); /* shr r11, 8 */
 		e1(e, PAGE_SHIFT - 4);
 	}
-	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, mask */
-	e4(e, mask);
 	encode(e, 0, 0, 0x81, 4, rm_reg(H_R11)); /* and r11d, ... */
 	e4(e, (TLB_SIZE - 1) << 4);
+}
+
+static s32 tlb_at(const struct trans *c, enum tlb_kind kind)
+{
+	unsigned ctx = c->key >> KEY_CTX_SHIFT & 3;
+
+	return VOFF(mmu.tlb[0][0].e[0].tag) + (s32)((ctx * TLB_KINDS + (unsigned)kind) * sizeof(struct tlb_set));
+}
+
+/* Of R10, the bits in `mask` must equal the tag that the address in `reg` has in the TLB; its addend → R11. */
+static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum tlb_kind kind)
+{
+	s32 tlb = tlb_at(c, kind);
+	struct emit *e = &c->e;
+
+	emit_index(c, reg);
+	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, mask */
+	e4(e, mask);
 	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
 	slow_at(c, k, emit_jcc(e, 5, NULL));
+	encode(e, ENC_W, 0, 0x8b, H_R11, rm_sib(H_R15, H_R11, 0, tlb + 8));
+}
+
+/* The address in `reg` must lie in the page that the TLB has, `size` bytes or more before its end; the addend → R11. */
+static void emit_span(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind)
+{
+	s32 tlb = tlb_at(c, kind);
+	struct emit *e = &c->e;
+
+	emit_index(c, reg);
+	emit_mov(e, H_R10, reg);
+	encode(e, ENC_W, 0, 0x2b, H_R10, rm_sib(H_R15, H_R11, 0, tlb)); /* sub r10, tag */
+	encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_R10));
+	e4(e, (u32)PAGE_SIZE - (size ? size : 1));
+	slow_at(c, k, emit_jcc(e, 7, NULL));
 	encode(e, ENC_W, 0, 0x8b, H_R11, rm_sib(H_R15, H_R11, 0, tlb + 8));
 }
 

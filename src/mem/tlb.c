@@ -1,9 +1,9 @@
 /*
  * tlb.c: filling and emptying the TLB that tlb_fast.h reads.
  *
- * Invariants: an entry that is not TLB_EMPTY has its bit in local[ctx][kind] or, that of a global page, in
+ * Invariants: an entry that is not empty has its bit in local[ctx][kind] or, that of a global page, in
  * global[ctx][kind]; never in both. The bits' words that are not 0 have theirs in the sums, so that a flush costs what
- * was filled. An entry killed singly is TLB_EMPTY and keeps its bit until the next flush.
+ * was filled. An entry killed singly is empty and keeps its bit until the next flush.
  *
  * Address spaces (PCIDs, SDM vol. 3, 4.10.1): the entries are those of the current one; what was in use of another when
  * it was left lies in a stash, and comes back with it. A stash holds no entry of a global page. Whatever drops write
@@ -24,7 +24,7 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
 			for (unsigned n = 0; n < TLB_SIZE; n++)
-				m->tlb[c][k].e[n].tag = TLB_EMPTY;
+				m->tlb[c][k].e[n].tag = tlb_empty(n);
 }
 
 /* The next set bit of `words` (taken out of *sum and the words), or -1. Only *sum's words are looked at. */
@@ -49,7 +49,7 @@ static void flush_bits(struct tlb_set *set, struct tlb_bits *bits)
 	int n;
 
 	while ((n = next_bit(bits->word, &bits->sum)) >= 0)
-		set->e[n].tag = TLB_EMPTY;
+		set->e[n].tag = tlb_empty((unsigned)n);
 }
 
 static void flush_array(struct mmu *m, unsigned ctx, unsigned kind)
@@ -112,9 +112,9 @@ static void stash_save(struct mmu *m, struct tlb_stash *s, u16 pcid)
 			while ((n = next_bit(bits->word, &bits->sum)) >= 0) {
 				struct tlb_entry *e = &set->e[n];
 
-				if (e->tag != TLB_EMPTY && s->n < TLB_STASHED)
+				if (e->tag != tlb_empty((unsigned)n) && s->n < TLB_STASHED)
 					s->e[s->n++] = (struct tlb_stashed){*e, (u16)n, (u8)c, (u8)k};
-				e->tag = TLB_EMPTY;
+				e->tag = tlb_empty((unsigned)n);
 			}
 		}
 }
@@ -125,7 +125,7 @@ static void stash_restore(struct mmu *m, const struct tlb_stash *s)
 		const struct tlb_stashed *from = &s->e[k];
 		struct tlb_entry *to = &m->tlb[from->ctx][from->kind].e[from->index];
 
-		if (to->tag != TLB_EMPTY || (from->kind == TLB_WRITE && s->no_writes))
+		if (to->tag != tlb_empty(from->index) || (from->kind == TLB_WRITE && s->no_writes))
 			continue;
 		/* An entry killed singly: its bit may stand with the global ones. */
 		m->global[from->ctx][from->kind].word[from->index / 64] &= ~BIT(from->index % 64);
@@ -212,7 +212,7 @@ void tlb_forget_data(struct mmu *m)
 }
 
 /* Calls `what` for the entry of each bit. */
-static void each_entry(struct mmu *m, unsigned ctx, unsigned kind, void (*what)(struct tlb_entry *e, u64 arg), u64 arg)
+static void each_entry(struct mmu *m, unsigned ctx, unsigned kind, void (*what)(struct tlb_entry *e, u64 empty, u64 arg), u64 arg)
 {
 	const struct tlb_bits *both[] = {&m->local[ctx][kind], &m->global[ctx][kind]};
 
@@ -220,22 +220,25 @@ static void each_entry(struct mmu *m, unsigned ctx, unsigned kind, void (*what)(
 		for (unsigned sum = both[k]->sum; sum; sum &= sum - 1) {
 			unsigned w = (unsigned)__builtin_ctz(sum);
 
-			for (u64 bits = both[k]->word[w]; bits; bits &= bits - 1)
-				what(&m->tlb[ctx][kind].e[w * 64 + (unsigned)__builtin_ctzll(bits)], arg);
+			for (u64 bits = both[k]->word[w]; bits; bits &= bits - 1) {
+				unsigned n = w * 64 + (unsigned)__builtin_ctzll(bits);
+
+				what(&m->tlb[ctx][kind].e[n], tlb_empty(n), arg);
+			}
 		}
 }
 
 /* Pages are at most 1 GiB large. */
-static void drop_near(struct tlb_entry *e, u64 gva)
+static void drop_near(struct tlb_entry *e, u64 empty, u64 gva)
 {
 	if (!((e->tag ^ gva) >> 30))
-		e->tag = TLB_EMPTY;
+		e->tag = empty;
 }
 
-static void drop_leading_to(struct tlb_entry *e, u64 hva_page)
+static void drop_leading_to(struct tlb_entry *e, u64 empty, u64 hva_page)
 {
-	if (e->tag != TLB_EMPTY && e->tag + e->add == hva_page)
-		e->tag = TLB_EMPTY;
+	if (e->tag != empty && e->tag + e->add == hva_page)
+		e->tag = empty;
 }
 
 static bool seen(const u64 *set, u64 page)
@@ -276,12 +279,12 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 	}
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++) {
-			struct tlb_entry *e = &m->tlb[c][k].e[(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+			unsigned n = (gva >> PAGE_SHIFT) & (TLB_SIZE - 1);
 
 			if (large)
 				each_entry(m, c, k, drop_near, gva);
-			else if (e->tag == page)
-				e->tag = TLB_EMPTY;
+			else if (m->tlb[c][k].e[n].tag == page)
+				m->tlb[c][k].e[n].tag = tlb_empty(n);
 		}
 }
 

@@ -5,8 +5,8 @@
  *  - an entry matches only if the whole access may be done straight through the host pointer: translation present and
  *    permitted for this access kind and context, RAM, A set (and D for writes), not watched by a debug register; for
  *    writes also: page holds no cached code, is not waiting to be marked dirty, is not read-only;
- *  - tag is the GVA's page address; an empty entry has a tag no page has (bit 0 set; and bit 11, as
- *    translated code compares the lowest bits of aligned vector accesses too)
+ *  - tag is the GVA's page address; an empty entry has that of a page which never comes here, half an array away
+ *    (translated code subtracts tags from addresses and looks at the difference);
  *  - comparing the page of the access' last byte with the tag refuses page-crossing accesses for free.
  */
 #ifndef DEVKVM_MEM_TLB_FAST_H
@@ -16,7 +16,6 @@
 
 #define TLB_BITS 10
 #define TLB_SIZE (1u << TLB_BITS)
-#define TLB_EMPTY 0x801ull
 
 /* Who asks: a set of TLB arrays each. */
 enum tlb_ctx {
@@ -42,6 +41,12 @@ struct tlb_entry {
 struct tlb_set {
 	struct tlb_entry e[TLB_SIZE];
 };
+
+/* The tag of an empty entry. */
+static inline u64 tlb_empty(unsigned index)
+{
+	return (u64)(index ^ TLB_SIZE / 2) << PAGE_SHIFT;
+}
 
 static inline u8 *tlb_lookup(const struct tlb_set *set, gva_t gva, unsigned size)
 {
