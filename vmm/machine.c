@@ -25,6 +25,8 @@
 
 #define STATUS_PANIC 1
 #define STATUS_USAGE 2
+#define CR4_OSXSAVE (1u << 18)
+#define CPUID_OSXSAVE (1u << 27) /* leaf 1, ECX */
 #define HW_TRIPLE_FAULT 2
 
 enum verdict { RUNNING, ENDED_WELL, ENDED_BADLY, ENDED_BY_USER };
@@ -323,12 +325,16 @@ static void handle_io(struct kvm_run *run)
 
 static void handle_cpuid(struct kvm_run *run)
 {
+	struct kvm_sregs s;
 	struct kvm_regs r;
 	uint32_t out[4];
 
 	if (get_regs(&r) < 0)
 		return;
 	devkvm_cpuid((uint32_t)r.rax, (uint32_t)r.rcx, out);
+	/* CR4.OSXSAVE shows in CPUID: programs look there before they use AVX. */
+	if ((uint32_t)r.rax == 1 && devkvm_ioctl(m.fd, KVM_GET_SREGS, &s) == 0 && (s.cr4 & CR4_OSXSAVE))
+		out[2] |= CPUID_OSXSAVE;
 	r.rax = out[0];
 	r.rbx = out[1];
 	r.rcx = out[2];

@@ -32,6 +32,12 @@ enum { A, B, C, D };
 #define L7B_X87 (BIT(6) | BIT(13))     /* how the host keeps FDP, FCS and FDS: the guest's x87 is the host's */
 #define L7C_OFFERED (BIT(2) | BIT(22)) /* UMIP RDPID */
 #define L7D_OFFERED (BIT(4))           /* FSRM */
+/* Whatever the host has: PCID; FSGSBASE TSC_ADJUST SMEP INVPCID SMAP; UMIP RDPID; GBPAGES RDTSCP. These are ours alone.
+ */
+#define L1C_OURS BIT(17)
+#define L7B_OURS (BIT(0) | BIT(1) | BIT(7) | BIT(10) | BIT(20))
+#define L7C_OURS (BIT(2) | BIT(22))
+#define X1D_OURS (BIT(26) | BIT(27))
 /* Leaf 0x80000001. ECX: LAHF LZCNT PREFETCHW OSVW. EDX: SYSCALL NX MMXEXT GBPAGES RDTSCP LM */
 #define X1C_OFFERED (BIT(0) | BIT(5) | BIT(8) | BIT(9))
 #define X1D_OFFERED (BIT(11) | BIT(20) | BIT(22) | BIT(26) | BIT(27) | BIT(29))
@@ -96,12 +102,12 @@ static void model_init(void)
 	host_leaf(1, 0, host);
 	model.l1[A] = host[A];
 	model.l1[B] = (host[B] & 0xff00) | 1u << 16; /* CLFLUSH size; one logical processor, APIC id 0 */
-	model.l1[C] = host[C] & L1C_OFFERED;
+	model.l1[C] = (host[C] & L1C_OFFERED) | L1C_OURS;
 	model.l1[D] = host[D] & L1D_OFFERED;
 
 	host_leaf(7, 0, host);
-	model.l7[B] = host[B] & (L7B_OFFERED | L7B_X87);
-	model.l7[C] = host[C] & L7C_OFFERED;
+	model.l7[B] = (host[B] & (L7B_OFFERED | L7B_X87)) | L7B_OURS;
+	model.l7[C] = (host[C] & L7C_OFFERED) | L7C_OURS;
 	model.l7[D] = host[D] & L7D_OFFERED;
 	/* Intel's architectural way to say "not affected": SPEC_CTRL with IBRS_ALL, ARCH_CAPABILITIES. */
 	if (!model.amd)
@@ -117,7 +123,7 @@ static void model_init(void)
 	model.x1[C] = host[C] & X1C_OFFERED;
 	if (!model.amd)
 		model.x1[C] &= ~(u32)BIT(9);
-	model.x1[D] = host[D] & X1D_OFFERED;
+	model.x1[D] = (host[D] & X1D_OFFERED) | X1D_OURS;
 	if (model.amd)
 		model.x1[D] |= model.l1[D] & X1D_COMMON;
 	else

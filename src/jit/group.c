@@ -14,7 +14,8 @@
 
 struct access {
 	u8 base, size;
-	bool write, align;
+	bool write;
+	u8 align; /* 0: any */
 	s32 disp;
 };
 
@@ -180,10 +181,10 @@ void group_accesses(struct trans *c)
 
 		if (access_of(c, k, &a)) {
 			s32 lo = off + a.disp, hi = lo + a.size;
-			u8 phase = (u8)lo & 15;
+			u8 phase = (u8)(lo & (a.align - 1));
 			/* Behind a branch nothing may be demanded that the leader alone would not need. */
 			bool fits = g && g->base == a.base && !(branch && a.write && !g->write) &&
-			            !(a.align && (g->align ? g->phase != phase : branch));
+			            !(a.align && (g->align ? g->align != a.align || g->phase != phase : branch));
 
 			if (fits) {
 				lo = lo < g->lo ? lo : g->lo;
@@ -191,7 +192,7 @@ void group_accesses(struct trans *c)
 			}
 			if (fits && hi - lo <= SPAN) {
 				if (a.align) {
-					g->align = true;
+					g->align = a.align;
 					g->phase = phase;
 				}
 				g->lo = lo;
@@ -207,7 +208,7 @@ void group_accesses(struct trans *c)
 				                    .write = a.write,
 				                    .leader_writes = a.write,
 				                    .align = a.align,
-				                    .phase = (u8)a.disp & 15,
+				                    .phase = (u8)(a.disp & (a.align - 1)),
 				                    .lo = a.disp,
 				                    .hi = a.disp + a.size};
 				c->group_of[k] = (u8)c->n_group;

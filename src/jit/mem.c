@@ -186,14 +186,14 @@ bool emit_group(struct trans *c, unsigned k)
 			reg = H_R8;
 		}
 		if (g->align) {
-			unsigned over = (unsigned)(g->phase - g->lo) & 15, low = reg;
+			unsigned over = (unsigned)(g->phase - g->lo) & (g->align - 1u), low = reg;
 
 			if (over) {
 				encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_mem(reg, (s32)over));
 				low = H_R10;
 			}
-			encode(&c->e, ENC_REX, 0, 0xf6, 0, rm_reg(low)); /* test its low byte, 15 */
-			e1(&c->e, 15);
+			encode(&c->e, ENC_REX, 0, 0xf6, 0, rm_reg(low)); /* test its low byte */
+			e1(&c->e, (u8)(g->align - 1));
 			slow_at(c, k, emit_jcc(&c->e, 5, NULL));
 			c->slow[c->n_slow - 1].last = g->last;
 		}

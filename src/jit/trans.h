@@ -34,7 +34,7 @@ struct exit {
 struct group {
 	u8 base, leader, last;
 	bool write, leader_writes;
-	bool align; /* some must be aligned to 16: those whose offset is `phase` modulo 16 */
+	u8 align; /* some must be aligned to so much: those whose offset is `phase` modulo it; 0: none */
 	u8 phase;
 	s32 lo, hi; /* span, relative to the base register's value at the leader */
 };
@@ -158,7 +158,7 @@ void group_accesses(struct trans *c);
 bool straddles(const struct trans *c, unsigned k); /* a group led by k often lies over two pages */
 
 /* vec.c */
-bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align); /* false: cannot be grouped */
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, u8 *align); /* false: cannot be grouped */
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
 void vec_emit(struct trans *c, unsigned k);

@@ -316,7 +316,7 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 	}
 }
 
-bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *align)
+bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, u8 *align)
 {
 	const struct insn *i = &c->insn[k];
 	struct venc e;
@@ -324,8 +324,10 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, bool *
 	read_venc(c, i, &e);
 	*size = (u8)mem_size(i);
 	*write = form(i, &e) & V_STORE;
-	*align = alignment(i, *size) == 16;
-	return *align || alignment(i, *size) == 1;
+	*align = (u8)alignment(i, *size);
+	if (*align == 1)
+		*align = 0;
+	return *align == 0 || *align >= 16;
 }
 
 /* ---- where the registers are ------------------------------------------------------------------------------------- */

@@ -94,3 +94,16 @@ void guest_run(const struct tcase *c, struct outcome *out)
 	memcpy(out->mem, (void *)(uintptr_t)DATA, DATA_RW);
 	memset((void *)(uintptr_t)c->rip, 0xcc, c->len);
 }
+
+bool guest_judge(const struct tcase *c, struct outcome *out)
+{
+	struct vcpu *v = mach.v;
+	struct jit *jit = v->jit;
+
+	if (!jit)
+		return false;
+	v->jit = NULL;
+	guest_run(c, out);
+	v->jit = jit;
+	return true;
+}

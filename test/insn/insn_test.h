@@ -83,11 +83,14 @@ bool gen_case(struct form *f, struct tcase *c);
 /* native.c */
 void native_init(void);
 void native_run(const struct tcase *c, struct outcome *out);
+bool native_runs_32(void); /* some hosts run no 32-bit code at all */
 extern u64 native_fs_base, native_gs_base;
 
 /* guest.c */
 void guest_init(void);
 void guest_run(const struct tcase *c, struct outcome *out);
+/* By the interpreter, whatever guest_run() runs on. False: that is the interpreter too. */
+bool guest_judge(const struct tcase *c, struct outcome *out);
 
 /* report.c */
 /* True when the outcomes agree as far as they are defined; else *why says where not. */

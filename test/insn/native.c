@@ -136,6 +136,21 @@ void native_run(const struct tcase *c, struct outcome *out)
 	memset(code, 0xcc, c->len);
 }
 
+bool native_runs_32(void)
+{
+	static struct form nop = {.mode = DECODE_32};
+	static struct tcase c = {.form = &nop, .bytes = {0x90}, .len = 1, .rip = CODE};
+	static struct outcome out;
+
+	c.in.rip = CODE;
+	c.in.rflags = 2;
+	c.in.mxcsr = 0x1f80;
+	c.in.fx[0] = 0x7f;
+	c.in.fx[1] = 3;
+	native_run(&c, &out);
+	return out.vector == EXC_BP;
+}
+
 static void *map_at(u64 addr, u64 size, int prot)
 {
 	void *p = mmap((void *)(uintptr_t)addr, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
