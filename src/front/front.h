@@ -5,6 +5,7 @@
 #ifndef DEVKVM_FRONT_FRONT_H
 #define DEVKVM_FRONT_FRONT_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -28,6 +29,19 @@ void front_forget(unsigned from, unsigned to);
 /* Frees the VMs that no descriptor of this process refers to any more. */
 void front_reap(void);
 
+/* ---- devnode.c: /dev/kvm as a file
+ * ------------------------------------------------------------------------------------ */
+
+struct stat;
+struct statx;
+/* Does the path, from dirfd as in openat(), name /dev/kvm? */
+bool devnode_named(int dirfd, const char *path);
+/* What open(), access() and stat() of it give: a descriptor or 0, or -errno. */
+int devnode_open(int flags);
+int devnode_access(int mode);
+void devnode_stat(struct stat *st);
+void devnode_statx(struct statx *st);
+
 /* ---- signal.c
  * --------------------------------------------------------------------------------------------------------- */
 
@@ -37,5 +51,9 @@ void signal_adopt(void);
 void signal_forked(void);
 /* After a KVM_RUN: lets the signals that were held back during it reach their handlers. */
 void signal_release(void);
+/* For a handler, with its own arguments: true when the signal is a fault of ours, and execution may go on. */
+bool signal_guard(int sig, siginfo_t *info, void *context);
+/* Somebody else handles signals in this process, and calls signal_guard(). */
+void signal_elsewhere(void);
 
 #endif

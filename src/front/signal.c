@@ -51,6 +51,7 @@ static bool is_guarded(int sig)
 }
 
 static bool guard_installed;
+static bool elsewhere; /* static_signal.c has the program's signals */
 /* The process whose actions client[] describes. A vfork()ed child has actions of its own in memory that is its
  * parent's: what it installs goes straight to the kernel. */
 static pid_t owner;
@@ -93,21 +94,29 @@ static bool is_synchronous(int sig, const siginfo_t *info)
 	       (sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL || sig == SIGTRAP);
 }
 
+bool signal_guard(int sig, siginfo_t *info, void *context)
+{
+	ucontext_t *uc = context;
+	u64 go_on;
+
+	if (!is_guarded(sig) || info->si_code <= 0)
+		return false;
+	if (sig == SIGFPE && fp_trap_signal(uc))
+		return true;
+	go_on = user_fault((u64)uc->uc_mcontext.gregs[REG_RIP]);
+	if (!go_on)
+		return false;
+	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)go_on;
+	return true;
+}
+
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
 	int err = errno;
 
-	if (sig == SIGFPE && info->si_code > 0 && fp_trap_signal(uc))
+	if (signal_guard(sig, info, uc))
 		return;
-	if (is_guarded(sig) && info->si_code > 0) {
-		u64 go_on = user_fault((u64)uc->uc_mcontext.gregs[REG_RIP]);
-
-		if (go_on) {
-			uc->uc_mcontext.gregs[REG_RIP] = (greg_t)go_on;
-			return;
-		}
-	}
 	if (is_synchronous(sig, info) || !run_interrupted_by_signal()) {
 		call_client(sig, info, context);
 		return;
@@ -244,9 +253,16 @@ void signal_forked(void)
 	owner = getpid();
 }
 
+void signal_elsewhere(void)
+{
+	elsewhere = true;
+}
+
 void signal_adopt(void)
 {
 	owner = getpid();
+	if (elsewhere)
+		return;
 	for (int sig = 1; sig < NSIG; sig++) {
 		struct sigaction act;
 
