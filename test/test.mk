@@ -30,6 +30,45 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked: $
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
 		$(ENGINE_LIBS)
 
+# The same clients linked statically, with glibc and with musl, as Firecracker and many Go and Rust programs are.
+STATIC_CLIENTS := api12 errors12 chips12 more12 code12 iface threads
+STATIC_CFLAGS = $(filter-out -fPIC -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -static -MMD -MP
+STATIC_FLAVOURS := $(if $(SAN),,$(foreach c,$(STATIC_CLIENTS),$(T)/$c-static $(T)/$c-musl))
+$(T)/%-static: test/kvm12/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(STATIC_CFLAGS) -Itest/lib -o $@ $< -lpthread
+
+$(T)/%-static: test/iface/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(STATIC_CFLAGS) $(TEST_INC) -o $@ $< -lpthread
+
+$(T)/%-static: test/jit/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(STATIC_CFLAGS) -Itest/lib -o $@ $< -lpthread
+
+# musl has no headers of the kernel; the distribution's come last.
+MUSL_INC := -idirafter /usr/include -idirafter /usr/include/$(shell $(CC) -print-multiarch 2>/dev/null)
+$(T)/%-musl: test/kvm12/%.c | $(BUILD)/.deps
+	@tools/need musl-tools
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)musl-gcc $(STATIC_CFLAGS) -Itest/lib $(MUSL_INC) -o $@ $< -lpthread
+
+$(T)/%-musl: test/iface/%.c | $(BUILD)/.deps
+	@tools/need musl-tools
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)musl-gcc $(STATIC_CFLAGS) $(TEST_INC) $(MUSL_INC) -o $@ $< -lpthread
+
+$(T)/%-musl: test/jit/%.c | $(BUILD)/.deps
+	@tools/need musl-tools
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)musl-gcc $(STATIC_CFLAGS) -Itest/lib $(MUSL_INC) -o $@ $< -lpthread
+
 # Code that changes behind the engine's back.
 $(T)/code12: test/jit/code12.c | $(BUILD)/.deps
 	@mkdir -p $(@D)

@@ -214,7 +214,7 @@ static enum special special_path(int dirfd, u64 user)
 {
 	char path[PATH_MAX];
 
-	if (static_copy_path(path, user) < 4)
+	if (static_copy_path(path, user) < 3)
 		return PATH_PLAIN;
 	if (devnode_named(dirfd, path))
 		return PATH_KVM;

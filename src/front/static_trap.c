@@ -9,9 +9,9 @@
 #include "static.h"
 
 #include <errno.h>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #define ARCH_SET_GS 0x1001
@@ -173,26 +173,10 @@ __asm__(".text\n"
         "	mov $-0x7001, %rax\n"
         "	ret\n");
 
-static volatile bool probe_failed;
-
-static void probe_trapped(int sig, siginfo_t *info, void *context)
-{
-	ucontext_t *uc = context;
-
-	probe_failed = true;
-	uc->uc_mcontext.gregs[REG_RIP] += 5; /* rdfsbase %rax */
-}
-
 void static_trap_init(void)
 {
-	struct sigaction act = {.sa_sigaction = probe_trapped, .sa_flags = SA_SIGINFO}, was;
-	u64 fs;
-
-	/* AT_HWCAP2 would say so too, but not in every sandbox. */
-	sigaction(SIGILL, &act, &was);
-	__asm__ volatile("rdfsbase %0" : "=a"(fs));
-	sigaction(SIGILL, &was, NULL);
-	static_fsgsbase = !probe_failed;
+	/* The instructions may work without the kernel knowing, which then loses what they wrote: only its word counts. */
+	static_fsgsbase = getauxval(AT_HWCAP2) >> 1 & 1;
 }
 
 int static_trap_arm(struct sthread *t)
@@ -202,7 +186,8 @@ int static_trap_arm(struct sthread *t)
 	t->self = t;
 	t->selector = SELECTOR_ALLOW;
 	__asm__("mov %%fs:0, %0" : "=r"(t->own_fs));
-	if (syscall(SYS_arch_prctl, ARCH_SET_GS, t) < 0 || sigaltstack(&alt, NULL) < 0 ||
+	/* EPERM: a fork()ed child, which is on it. */
+	if (syscall(SYS_arch_prctl, ARCH_SET_GS, t) < 0 || (sigaltstack(&alt, NULL) < 0 && errno != EPERM) ||
 	    prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, static_text_from, static_text_to - static_text_from,
 	          &t->selector) < 0)
 		return -errno;
