@@ -30,44 +30,41 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked: $
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
 		$(ENGINE_LIBS)
 
+# The shim: programs, signals, descriptors around /dev/kvm.
+SHIM_TESTS := programs signals filter
+$(addprefix $(T)/,$(SHIM_TESTS)): $(T)/%: test/shim/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -Itest/lib -MMD -MP -o $@ $< -lpthread
+
 # The same clients linked statically, with glibc and with musl, as Firecracker and many Go and Rust programs are.
-STATIC_CLIENTS := api12 errors12 chips12 more12 code12 iface threads
-STATIC_CFLAGS = $(filter-out -fPIC -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -static -MMD -MP
-STATIC_FLAVOURS := $(if $(SAN),,$(foreach c,$(STATIC_CLIENTS),$(T)/$c-static $(T)/$c-musl))
-$(T)/%-static: test/kvm12/%.c | $(BUILD)/.deps
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)$(CC) $(STATIC_CFLAGS) -Itest/lib -o $@ $< -lpthread
-
-$(T)/%-static: test/iface/%.c | $(BUILD)/.deps
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)$(CC) $(STATIC_CFLAGS) $(TEST_INC) -o $@ $< -lpthread
-
-$(T)/%-static: test/jit/%.c | $(BUILD)/.deps
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)$(CC) $(STATIC_CFLAGS) -Itest/lib -o $@ $< -lpthread
-
-# musl has no headers of the kernel; the distribution's come last.
-MUSL_INC := -idirafter /usr/include -idirafter /usr/include/$(shell $(CC) -print-multiarch 2>/dev/null)
-$(T)/%-musl: test/kvm12/%.c | $(BUILD)/.deps
+STATIC_CFLAGS = $(filter-out -fPIC -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -DSTATIC -static -MMD -MP
+# musl brings no headers of the kernel: the distribution's come last.
+MUSL_INC := -idirafter /usr/include -idirafter /usr/include/$(shell gcc -print-multiarch 2>/dev/null)
+# static CLIENTS, FOLDER, FLAGS
+define static
+$(addprefix $(T)/,$(addsuffix -static,$1)): $(T)/%-static: $2/%.c | $(BUILD)/.deps
+	@mkdir -p $$(@D)
+	@echo "  LINK $$@"
+	$$(Q)$$(CC) $$(STATIC_CFLAGS) $3 -o $$@ $$< -lpthread
+$(addprefix $(T)/,$(addsuffix -musl,$1)): $(T)/%-musl: $2/%.c | $(BUILD)/.deps
 	@tools/need musl-tools
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)musl-gcc $(STATIC_CFLAGS) -Itest/lib $(MUSL_INC) -o $@ $< -lpthread
-
-$(T)/%-musl: test/iface/%.c | $(BUILD)/.deps
-	@tools/need musl-tools
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)musl-gcc $(STATIC_CFLAGS) $(TEST_INC) $(MUSL_INC) -o $@ $< -lpthread
-
-$(T)/%-musl: test/jit/%.c | $(BUILD)/.deps
-	@tools/need musl-tools
-	@mkdir -p $(@D)
-	@echo "  LINK $@"
-	$(Q)musl-gcc $(STATIC_CFLAGS) -Itest/lib $(MUSL_INC) -o $@ $< -lpthread
+	@mkdir -p $$(@D)
+	@echo "  LINK $$@"
+	$$(Q)musl-gcc $$(STATIC_CFLAGS) $3 $$(MUSL_INC) -o $$@ $$< -lpthread
+endef
+$(eval $(call static,api12 errors12 chips12 more12,test/kvm12,-Itest/lib))
+$(eval $(call static,code12,test/jit,-Itest/lib))
+$(eval $(call static,iface threads,test/iface,$$(TEST_INC)))
+$(eval $(call static,$(SHIM_TESTS),test/shim,-Itest/lib))
+STATIC_CLIENTS := api12 chips12 more12 code12 iface threads $(SHIM_TESTS)
+STATIC_PROGRAMS := $(if $(SAN),,$(addprefix $(T)/,errors12-static $(foreach c,$(STATIC_CLIENTS),$c-static $c-musl)))
+SHIM_ENV := SHIM_TWINS=$(T)/programs:$(T)/programs-static:$(T)/programs-musl
+STATIC_SUITES := $(foreach c,$(STATIC_CLIENTS),'static with glibc: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c-static' \
+	'static with musl: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c-musl') \
+	'static with glibc: errors12=$(BUILD)/devkvm run -- $(T)/errors12-static $(KVM12_ERRORS)' \
+	'static, in Go=test/shim/go-test $(BUILD)' \
+	$(foreach c,$(SHIM_TESTS),'through devkvm run: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c')
 
 # Code that changes behind the engine's back.
 $(T)/code12: test/jit/code12.c | $(BUILD)/.deps
@@ -169,6 +166,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
 QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked code12 code12-linked)
+QUICK_PROGRAMS += $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -180,7 +178,7 @@ PRELOADED_SUITES := 'interface through devkvm run=$(BUILD)/devkvm run -- $(T)/if
 	'changing code through devkvm run=$(BUILD)/devkvm run -- $(T)/code12' \
 	'threads and signals through devkvm run=$(BUILD)/devkvm run -- $(T)/threads'
 NOTE := $(if $(SAN), (ASan+UBSan))
-QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
+QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'interface, linked$(NOTE)=$(T)/iface-linked' \
 	'API 12, linked$(NOTE)=$(T)/api12-linked' \
 	'API 12, the rest, linked$(NOTE)=$(T)/more12-linked' \
@@ -213,6 +211,10 @@ SELFTESTS := 'KVM selftests of Linux 6.1=test/selftests/run $(BUILD)' \
 check-selftests: all
 	@test/selftests/run $(BUILD)
 
+# Only what concerns the doors: descriptors, signals, programs of every kind of linking.
+check-shim: test-programs
+	@test/run $(PRELOADED_SUITES) $(STATIC_SUITES)
+
 check-quick: test-programs
 	@test/run $(QUICK_SUITES)
 
@@ -237,4 +239,4 @@ check-nightly: all $(JIT_RANDOM)
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-quick check-nightly check-oracle check-selftests test-programs print-quick
+.PHONY: check check-shim check-quick check-nightly check-oracle check-selftests test-programs print-quick

@@ -7,7 +7,7 @@
  *
  * on_signal() outside the engine simply calls the client's handler. Inside, the handler must not see a half-done
  * instruction (and may look at the guest, or jump out): the signal is put aside, everything is blocked for the thread,
- * the engine is told to leave, and signal_release() sends the signal again once KVM_RUN is over. So handlers, masks,
+ * the engine is told to leave, and signal_release() enters the handler once KVM_RUN is over. So handlers, masks,
  * alternate stacks and siglongjmp work as on a kernel.
  *
  * SIGSEGV, SIGBUS and SIGFPE are always ours once the library is in use: a fault in a copy from or to the client
@@ -137,22 +137,71 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	errno = err;
 }
 
+/* call(info, context) on the stack that ends at `top`, which may be left by a jump. */
+void call_on_stack(void (*call)(siginfo_t *, void *), siginfo_t *info, void *context, u64 top)
+        __attribute__((visibility("hidden")));
+__asm__(".text\n"
+        ".hidden call_on_stack\n"
+        ".globl call_on_stack\n"
+        ".type call_on_stack, @function\n"
+        "call_on_stack:\n"
+        "	push %rbp\n"
+        "	mov %rsp, %rbp\n"
+        "	mov %rdi, %rax\n"
+        "	mov %rsi, %rdi\n"
+        "	mov %rdx, %rsi\n"
+        "	and $-16, %rcx\n"
+        "	mov %rcx, %rsp\n"
+        "	call *%rax\n"
+        "	mov %rbp, %rsp\n"
+        "	pop %rbp\n"
+        "	ret\n");
+
+static void call_held(siginfo_t *info, void *context)
+{
+	call_client(info->si_signo, info, context);
+}
+
+/* The handler of a signal that was put aside, as the kernel would enter it on the way out of the ioctl. */
+static void deliver(const siginfo_t *held_info, const sigset_t *before)
+{
+	siginfo_t info = *held_info;
+	const struct sigaction *act = &client[info.si_signo];
+	sigset_t mask = *before;
+	u64 *bits = (u64 *)(void *)&mask;
+	bool on_stack = act->sa_flags & SA_ONSTACK;
+	ucontext_t context;
+	stack_t alt;
+
+	getcontext(&context);
+	context.uc_sigmask = *before;
+	*bits |= *(const u64 *)(const void *)&act->sa_mask;
+	if (!(act->sa_flags & SA_NODEFER))
+		*bits |= BIT(info.si_signo - 1);
+	if (on_stack)
+		on_stack = sigaltstack(NULL, &alt) == 0 && !(alt.ss_flags & (SS_DISABLE | SS_ONSTACK));
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, bits, NULL, 8);
+	if (on_stack)
+		call_on_stack(call_held, &info, &context, (u64)(uintptr_t)alt.ss_sp + alt.ss_size);
+	else
+		call_held(&info, &context);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &context.uc_sigmask, NULL, 8);
+}
+
 void signal_release(void)
 {
-	pid_t pid, tid;
+	siginfo_t info[sizeof(held.info) / sizeof(held.info[0])];
 	int n = held.n;
 	sigset_t mask;
 
 	if (!n)
 		return;
-	pid = getpid();
-	tid = (pid_t)syscall(SYS_gettid);
-	for (int k = 0; k < n; k++)
-		syscall(SYS_rt_tgsigqueueinfo, pid, tid, held.info[k].si_signo, &held.info[k]);
-	held.n = 0;
+	memcpy(info, held.info, (size_t)n * sizeof(*info));
 	mask = held.mask;
-	/* The handlers run inside this call, and may not come back from it. */
-	sigprocmask(SIG_SETMASK, &mask, NULL);
+	held.n = 0;
+	/* The handlers may not come back. */
+	for (int k = 0; k < n; k++)
+		deliver(&info[k], &mask);
 }
 
 static bool is_handler(const struct sigaction *act)

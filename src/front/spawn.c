@@ -21,6 +21,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../base/usercopy.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 #define REAL(name)                                                                                                     \
@@ -119,12 +121,14 @@ EXPORT int fexecve(int fd, char *const argv[], char *const envp[])
 
 EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const envp[], int flags)
 {
-	char at[PATH_MAX + 64];
+	char at[PATH_MAX + 64], first = 0;
 
-	if (!*path && (flags & AT_EMPTY_PATH) && fd_is_static(dirfd))
+	if (user_read(&first, path, 1) < 0)
+		return REAL(execveat)(dirfd, path, argv, envp, flags);
+	if (!first && (flags & AT_EMPTY_PATH) && fd_is_static(dirfd))
 		return exec_fd(dirfd, argv, envp);
-	if (*path && !flags && exec_is_static(dirfd, path)) {
-		if (*path == '/' || dirfd == AT_FDCWD)
+	if (first && !flags && exec_is_static(dirfd, path)) {
+		if (first == '/' || dirfd == AT_FDCWD)
 			return execve(path, argv, envp);
 		snprintf(at, sizeof(at), "/proc/self/fd/%d/%s", dirfd, path);
 		return execve(at, argv, envp);

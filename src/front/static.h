@@ -57,6 +57,8 @@ _Static_assert(offsetof(struct kframe, info) == 8 + 304, "struct rt_sigframe");
 
 enum { SELECTOR_ALLOW, SELECTOR_DISPATCH };
 
+struct kactions;
+
 struct sthread {
 	struct sthread *self; /* %gs:0 */
 	volatile u8 selector; /* %gs:8, read by the kernel */
@@ -74,6 +76,8 @@ struct sthread {
 	const struct clone_args *forking; /* the C library's fork() is running for this */
 	u64 forking_size;
 
+	struct kactions *actions; /* the process'; a vfork()ed child has its own */
+
 	u8 *stack; /* our stack, the kernel's alternate one */
 	u64 stack_size;
 	u8 *memory; /* of a thread of the program: everything, with `stack` */
@@ -88,6 +92,16 @@ struct sthread {
 _Static_assert(offsetof(struct sthread, is_held) == 9 && offsetof(struct sthread, own_fs) == 16 &&
                        offsetof(struct sthread, fs) == 24,
                "static_trap.c knows them by number");
+
+/* The kernel's struct sigaction. */
+struct kaction {
+	u64 handler, flags, restorer, mask;
+};
+
+/* What a process does about its signals. */
+struct kactions {
+	struct kaction sig[NSIG];
+};
 
 #define SIGBIT(sig) (1ull << ((sig)-1))
 #define GUARDS (SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(SIGFPE) | SIGBIT(SIGSYS))
@@ -124,7 +138,9 @@ extern const char static_pass_from[], static_pass_insn[], static_pass_done[], st
 
 /* ---- static_signal.c */
 
-void static_signal_init(void);
+void static_signal_init(struct sthread *t);
+/* As CLONE_CLEAR_SIGHAND, in the child. */
+void static_clear_handlers(struct sthread *t);
 /* From static_entry. */
 noreturn void static_from_program(int sig, siginfo_t *info, void *uc, struct kframe *f, struct sthread *t)
         __attribute__((visibility("hidden")));
@@ -133,7 +149,7 @@ void static_in_engine(int sig, siginfo_t *info, void *uc, struct kframe *f, stru
 /* Back into the program, through the handler of a signal that was put aside. */
 noreturn void static_leave(struct sthread *t, struct kframe *f);
 /* rt_sigaction, rt_sigprocmask, sigaltstack, rt_sigreturn. */
-long static_sigaction(int sig, u64 act, u64 old, u64 size);
+long static_sigaction(struct sthread *t, int sig, u64 act, u64 old, u64 size);
 long static_sigprocmask(struct sthread *t, struct kframe *f, int how, u64 set, u64 old, u64 size);
 long static_sigaltstack(struct sthread *t, struct kframe *f, u64 new, u64 old);
 noreturn void static_sigreturn(struct sthread *t, struct kframe *f);

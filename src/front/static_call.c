@@ -544,7 +544,7 @@ static long do_call(struct sthread *t, struct kframe *f)
 	case SYS_rt_sigprocmask:
 		return static_sigprocmask(t, f, (int)r->di, r->si, r->dx, r->r10);
 	case SYS_rt_sigaction:
-		return static_sigaction((int)r->di, r->si, r->dx, r->r10);
+		return static_sigaction(t, (int)r->di, r->si, r->dx, r->r10);
 	case SYS_sigaltstack:
 		return static_sigaltstack(t, f, r->di, r->si);
 	case SYS_rt_sigsuspend:

@@ -257,7 +257,7 @@ int devkvm_load(int argc, char **argv, char **envp)
 	prctl(PR_SET_NAME, strrchr(path, '/') ? strrchr(path, '/') + 1 : path);
 	static_trap_init();
 	static_call_init(real, im.end);
-	static_signal_init();
+	static_signal_init(t);
 	sthread_free_rseq();
 	rc = static_trap_arm(t);
 	if (rc < 0)

@@ -1,7 +1,7 @@
 /*
  * static_signal.c: the signals of a program whose system calls we make (static.h has the invariants).
  *
- * The kernel knows one handler, static_entry. The program's actions are kept in actions[]. A signal that comes while
+ * The kernel knows one handler, static_entry. The program's actions are kept in struct kactions. A signal that comes while
  * the program runs is handed on at once: its frame, which the kernel made on our stack, moves to where the program
  * would have had it. One that comes while we run is put aside, or is a fault of ours (front.h, signal_guard()).
  */
@@ -22,18 +22,12 @@
 #include "front.h"
 #include "static_thread.h"
 
-/* The kernel's struct sigaction. */
-struct kaction {
-	u64 handler, flags, restorer, mask;
-};
-
 #define SA_RESTORER_FLAG 0x04000000ull
 #define SS_DISARM ((s32)(1u << 31)) /* SS_AUTODISARM */
 #define RED_ZONE 128
 
-/* protects: actions[] and what the kernel knows of them */
+/* protects: every struct kactions, and what the kernel knows of it */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct kaction actions[NSIG];
 
 static int kernel_action(int sig, const struct kaction *act, struct kaction *old)
 {
@@ -66,17 +60,29 @@ static int install(int sig, const struct kaction *act)
 	return kernel_action(sig, &k, NULL);
 }
 
-void static_signal_init(void)
+void static_signal_init(struct sthread *t)
 {
+	static struct kactions process;
+
+	t->actions = &process;
 	for (int sig = 1; sig < NSIG; sig++) {
-		if (kernel_action(sig, NULL, &actions[sig]) < 0)
+		if (kernel_action(sig, NULL, &process.sig[sig]) < 0)
 			continue;
 		if (is_guard(sig))
-			install(sig, &actions[sig]);
+			install(sig, &process.sig[sig]);
 	}
 	user_guarded(true);
 	fp_trap_guarded();
 	signal_elsewhere();
+}
+
+void static_clear_handlers(struct sthread *t)
+{
+	for (int sig = 1; sig < NSIG; sig++)
+		if (is_handler(&t->actions->sig[sig])) {
+			t->actions->sig[sig] = (struct kaction){0};
+			install(sig, &t->actions->sig[sig]);
+		}
 }
 
 /* ---- masks
@@ -183,10 +189,10 @@ static noreturn void deliver(struct sthread *t, struct kframe *f, int sig, const
 	u64 top;
 
 	pthread_mutex_lock(&lock);
-	act = actions[sig];
+	act = t->actions->sig[sig];
 	if (is_handler(&act) && (act.flags & SA_RESETHAND)) {
-		actions[sig] = (struct kaction){0};
-		install(sig, &actions[sig]);
+		t->actions->sig[sig] = (struct kaction){0};
+		install(sig, &t->actions->sig[sig]);
 	}
 	pthread_mutex_unlock(&lock);
 	if (is_synchronous(sig, info) && (t->virt & SIGBIT(sig)))
@@ -275,7 +281,7 @@ void static_in_engine(int sig, siginfo_t *info, void *context, struct kframe *f,
 /* ---- the calls
  * ------------------------------------------------------------------------------------------------------------ */
 
-long static_sigaction(int sig, u64 act, u64 old, u64 size)
+long static_sigaction(struct sthread *t, int sig, u64 act, u64 old, u64 size)
 {
 	struct kaction now, was;
 	int rc;
@@ -287,14 +293,14 @@ long static_sigaction(int sig, u64 act, u64 old, u64 size)
 	if (sig <= 0 || sig >= NSIG || (act && (sig == SIGKILL || sig == SIGSTOP)))
 		return -EINVAL;
 	pthread_mutex_lock(&lock);
-	was = actions[sig];
+	was = t->actions->sig[sig];
 	rc = 0;
 	if (act) {
 		now.mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
-		actions[sig] = now;
+		t->actions->sig[sig] = now;
 		rc = install(sig, &now);
 		if (rc < 0)
-			actions[sig] = was;
+			t->actions->sig[sig] = was;
 	}
 	pthread_mutex_unlock(&lock);
 	if (rc == 0 && old && user_write((void *)(uintptr_t)old, &was, sizeof(was)) < 0)

@@ -121,6 +121,13 @@ static __attribute__((noinline)) void until_exit(struct sthread *t, struct kfram
 		static_return(t, f);
 }
 
+/* What we do for the child ourselves: its thread pointer, its stack, and its handlers, of which ours must stay. */
+static void child_args(struct clone_args *args)
+{
+	args->flags &= ~(u64)(CLONE_SETTLS | CLONE_CLEAR_SIGHAND);
+	args->tls = args->stack = args->stack_size = 0;
+}
+
 static void *thread_main(void *arg)
 {
 	struct start *s = arg;
@@ -134,6 +141,7 @@ static void *thread_main(void *arg)
 
 	t->stack = stack;
 	t->stack_size = sizeof(stack);
+	t->actions = s->parent->actions;
 	t->ours = true;
 	sthread_free_rseq();
 	f = child_frame(t, s->parent, s->frame, args, room);
@@ -217,6 +225,8 @@ static long new_thread(struct sthread *parent, struct kframe *f, const struct cl
 struct borrowed {
 	struct sthread t;
 	struct kframe *frame;
+	struct kactions actions;
+	bool clear_handlers;
 	u8 room[FRAME_ROOM] __attribute__((aligned(64)));
 	u8 stack[STACK_SIZE] __attribute__((aligned(64)));
 };
@@ -227,6 +237,8 @@ static noreturn void vfork_child(struct borrowed *b)
 		dprintf(2, "devkvm: a child cannot be served: %s\n", strerror(errno));
 		_exit(127);
 	}
+	if (b->clear_handlers)
+		static_clear_handlers(&b->t);
 	static_return(&b->t, b->frame);
 }
 
@@ -268,9 +280,11 @@ static long new_vfork(struct sthread *parent, struct kframe *f, const struct clo
 	b->t.stack_size = sizeof(b->stack);
 	b->t.vforked = true;
 	b->t.alt = parent->alt;
+	b->actions = *parent->actions;
+	b->t.actions = &b->actions;
 	b->frame = child_frame(&b->t, parent, f, args, b->room);
-	ours.flags &= ~(u64)CLONE_SETTLS;
-	ours.tls = ours.stack = ours.stack_size = 0;
+	b->clear_handlers = args->flags & CLONE_CLEAR_SIGHAND;
+	child_args(&ours);
 	if (b->frame)
 		rc = clone_borrowed(&ours, size, b);
 	munmap(b, sizeof(*b));
@@ -292,8 +306,7 @@ void static_fork_call(struct sthread *t, struct kframe *f)
 	} else if (r->ax == SYS_clone || r->ax == SYS_clone3) {
 		struct clone_args ours = *args;
 
-		ours.flags &= ~(u64)CLONE_SETTLS;
-		ours.tls = ours.stack = ours.stack_size = 0;
+		child_args(&ours);
 		rc = syscall(SYS_clone3, &ours, t->forking_size);
 		if (rc < 0)
 			rc = -errno;
@@ -332,6 +345,8 @@ static long new_process(struct sthread *t, struct kframe *f, const struct clone_
 		if (args->stack)
 			f->regs.sp = args->stack + args->stack_size;
 		t->ours = false;
+		if (args->flags & CLONE_CLEAR_SIGHAND)
+			static_clear_handlers(t);
 		if (static_trap_arm(t) < 0) {
 			dprintf(2, "devkvm: a child cannot be served: %s\n", strerror(errno));
 			_exit(127);
