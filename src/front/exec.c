@@ -8,8 +8,6 @@
 #define _GNU_SOURCE
 #include "exec.h"
 
-
-
 #include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>

@@ -66,7 +66,7 @@ static mode_t mode_of(int flags, va_list ap)
 		va_start(ap, flags);                                                                                   \
 		mode = mode_of(flags, ap);                                                                             \
 		va_end(ap);                                                                                            \
-		return devnode_named(AT_FDCWD, path) ? open_kvm(flags) : REAL(name)(path, flags, mode);                       \
+		return devnode_named(AT_FDCWD, path) ? open_kvm(flags) : REAL(name)(path, flags, mode);                \
 	}
 
 #define OPENAT(name)                                                                                                   \
@@ -78,7 +78,7 @@ static mode_t mode_of(int flags, va_list ap)
 		va_start(ap, flags);                                                                                   \
 		mode = mode_of(flags, ap);                                                                             \
 		va_end(ap);                                                                                            \
-		return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(name)(dirfd, path, flags, mode);                   \
+		return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(name)(dirfd, path, flags, mode);            \
 	}
 
 int __open_2(const char *path, int flags);
@@ -155,20 +155,20 @@ static bool is_ours_at(int dirfd, const char *path, int flags)
 #define STAT(name, type)                                                                                               \
 	EXPORT int name(const char *path, struct type *buf)                                                            \
 	{                                                                                                              \
-		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf);                                 \
+		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf);                          \
 	}
 
 #define XSTAT(name, type)                                                                                              \
 	int name(int ver, const char *path, struct type *buf);                                                         \
 	EXPORT int name(int ver, const char *path, struct type *buf)                                                   \
 	{                                                                                                              \
-		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(ver, path, buf);                            \
+		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(ver, path, buf);                     \
 	}
 
 #define FSTATAT(name, type)                                                                                            \
 	EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                                      \
 	{                                                                                                              \
-		if (devnode_named(dirfd, path) || is_ours_at(dirfd, path, flags))                                             \
+		if (devnode_named(dirfd, path) || is_ours_at(dirfd, path, flags))                                      \
 			return stat_kvm(buf);                                                                          \
 		return REAL(name)(dirfd, path, buf, flags);                                                            \
 	}

@@ -149,7 +149,7 @@ EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const
 	argv[0] = (char *)(uintptr_t)first_;                                                                           \
 	va_start(ap, arg);                                                                                             \
 	for (size_t k_ = 1; first_ && k_ <= n_; k_++)                                                                  \
-		argv[k_] = va_arg(ap, char *)
+	argv[k_] = va_arg(ap, char *)
 
 EXPORT int execl(const char *path, const char *arg, ...)
 {

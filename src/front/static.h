@@ -12,8 +12,8 @@
  *  3. The kernel's alternate stack is ours, always. The program's own (`alt`) is kept here; frames for its handlers are
  *     moved to where they belong.
  *  4. While ALLOW, every signal that a client may block is blocked, except inside static_pass() and KVM_RUN, where the
- *     program's mask holds. One that comes there is put aside (`held`), ends the call, and its handler is entered on the
- *     way back, on top of the state after the call.
+ *     program's mask holds. One that comes there is put aside (`held`), ends the call, and its handler is entered on
+ * the way back, on top of the state after the call.
  *  5. The kernel never blocks GUARDS for a program's thread; what the program wants of them is `virt`.
  */
 #ifndef DEVKVM_FRONT_STATIC_H
@@ -70,8 +70,8 @@ struct sthread {
 	u64 virt;          /* which of GUARDS the program has blocked */
 	struct kstack alt; /* the program's alternate stack; size 0: none */
 	siginfo_t held;
-	u64 held_mask;     /* what was blocked when it came, beside the handler's own */
-	bool has_temp;     /* a call like ppoll() has put `temp` in place of the program's mask */
+	u64 held_mask; /* what was blocked when it came, beside the handler's own */
+	bool has_temp; /* a call like ppoll() has put `temp` in place of the program's mask */
 	u64 temp;
 	const struct clone_args *forking; /* the C library's fork() is running for this */
 	u64 forking_size;
@@ -82,10 +82,10 @@ struct sthread {
 	u64 stack_size;
 	u8 *memory; /* of a thread of the program: everything, with `stack` */
 	u64 memory_size;
-	int tid;          /* set when the thread ends: when the kernel does not know it any more, memory may go */
-	jmp_buf end;      /* a thread that we made: its way out */
-	bool ours;        /* `end` is set */
-	bool vforked;     /* a child that shares its parent's memory */
+	int tid;      /* set when the thread ends: when the kernel does not know it any more, memory may go */
+	jmp_buf end;  /* a thread that we made: its way out */
+	bool ours;    /* `end` is set */
+	bool vforked; /* a child that shares its parent's memory */
 	struct sthread *next;
 };
 

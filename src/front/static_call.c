@@ -124,8 +124,7 @@ static long pass_as(struct sthread *t, struct kframe *f, const u64 call[7])
 
 static long pass(struct sthread *t, struct kframe *f)
 {
-	const u64 call[7] = {f->regs.ax,  f->regs.di, f->regs.si, f->regs.dx,
-	                     f->regs.r10, f->regs.r8, f->regs.r9};
+	const u64 call[7] = {f->regs.ax, f->regs.di, f->regs.si, f->regs.dx, f->regs.r10, f->regs.r8, f->regs.r9};
 
 	return pass_as(t, f, call);
 }

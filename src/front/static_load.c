@@ -66,9 +66,8 @@ static int map_segment(int fd, const Elf64_Phdr *ph, u64 base)
 		memset((void *)(uintptr_t)file_end, 0, (pad < end ? pad : end) - file_end);
 	}
 	start = ph->p_filesz ? page_up(file_end) : start;
-	if (page_up(end) > start &&
-	    sys_mmap((void *)(uintptr_t)start, page_up(end) - start, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-	             0) == MAP_FAILED)
+	if (page_up(end) > start && sys_mmap((void *)(uintptr_t)start, page_up(end) - start, prot,
+	                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
 		return -errno;
 	return 0;
 }

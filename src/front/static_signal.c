@@ -1,9 +1,9 @@
 /*
  * static_signal.c: the signals of a program whose system calls we make (static.h has the invariants).
  *
- * The kernel knows one handler, static_entry. The program's actions are kept in struct kactions. A signal that comes while
- * the program runs is handed on at once: its frame, which the kernel made on our stack, moves to where the program
- * would have had it. One that comes while we run is put aside, or is a fault of ours (front.h, signal_guard()).
+ * The kernel knows one handler, static_entry. The program's actions are kept in struct kactions. A signal that comes
+ * while the program runs is handed on at once: its frame, which the kernel made on our stack, moves to where the
+ * program would have had it. One that comes while we run is put aside, or is a fault of ours (front.h, signal_guard()).
  */
 #define _GNU_SOURCE
 #include "static.h"
@@ -343,7 +343,7 @@ long static_sigaltstack(struct sthread *t, struct kframe *f, u64 new, u64 old)
 	if (new) {
 		s32 mode;
 
-		if (user_read(&s, (void *)(uintptr_t)new, sizeof(s)) < 0)
+		if (user_read(&s, (void *)(uintptr_t) new, sizeof(s)) < 0)
 			return -EFAULT;
 		if (on_alt(t, f->regs.sp))
 			return -EPERM;

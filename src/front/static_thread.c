@@ -3,10 +3,10 @@
  *
  * - A thread is one of our C library's, which runs the program from the state that clone() would give it, so that it
  *   has a thread area the engine can use. It ends by going back to where it came from.
- * - A fork is our C library's fork(), which puts locks in order; its clone() system call is dispatched to us like one of
- *   the program's, and we make the one that the program asked for.
- * - A child that shares memory until it execs (vfork) borrows the parent's thread area, as any vfork()ed child does, but
- *   has a struct sthread and a stack of its own.
+ * - A fork is our C library's fork(), which puts locks in order; its clone() system call is dispatched to us like one
+ * of the program's, and we make the one that the program asked for.
+ * - A child that shares memory until it execs (vfork) borrows the parent's thread area, as any vfork()ed child does,
+ * but has a struct sthread and a stack of its own.
  */
 #define _GNU_SOURCE
 #include "static.h"
@@ -270,8 +270,8 @@ static long clone_borrowed(const struct clone_args *args, u64 size, struct borro
 static long new_vfork(struct sthread *parent, struct kframe *f, const struct clone_args *args, u64 size)
 {
 	struct clone_args ours = *args;
-	struct borrowed *b = mmap(NULL, sizeof(*b), PROT_READ | PROT_WRITE,
-	                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct borrowed *b =
+	        mmap(NULL, sizeof(*b), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	long rc = -ENOMEM;
 
 	if (b == MAP_FAILED)

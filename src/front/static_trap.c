@@ -25,8 +25,8 @@
 u8 static_fsgsbase __attribute__((visibility("hidden")));
 extern const char static_text_from[], static_text_to[] __attribute__((visibility("hidden")));
 
-/* Numbers: 158 arch_prctl, 0x1002 ARCH_SET_FS, 15 rt_sigreturn, 14 rt_sigprocmask, 2 SIG_SETMASK; 8 selector, 16 own_fs,
- * 24 fs, in struct sthread. */
+/* Numbers: 158 arch_prctl, 0x1002 ARCH_SET_FS, 15 rt_sigreturn, 14 rt_sigprocmask, 2 SIG_SETMASK; 8 selector, 16
+ * own_fs, 24 fs, in struct sthread. */
 __asm__(".text\n"
         ".balign 16\n"
         ".hidden static_text_from, static_text_to, static_entry, static_restorer, static_return, static_start\n"
@@ -175,7 +175,8 @@ __asm__(".text\n"
 
 void static_trap_init(void)
 {
-	/* The instructions may work without the kernel knowing, which then loses what they wrote: only its word counts. */
+	/* The instructions may work without the kernel knowing, which then loses what they wrote: only its word counts.
+	 */
 	static_fsgsbase = getauxval(AT_HWCAP2) >> 1 & 1;
 }
 

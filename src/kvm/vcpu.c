@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../interp/interp.h"
+#include "../interp/thunk.h"
 #include "../jit/jit.h"
 
 static void bus_lock(struct mmu *m)
@@ -46,6 +47,8 @@ int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vc
 	kv->cpu.is_bsp = id == 0;
 	kv->cpu.ops = ops;
 	kv->cpu.owner = kv;
+	/* Now, while no filter of the client refuses the calls that executable memory takes. */
+	(void)thunk_init();
 	rc = interp_create(&kv->cpu);
 	if (rc < 0) {
 		pthread_mutex_destroy(&kv->lock);

@@ -381,7 +381,8 @@ TEST(storm_of_signals)
 
 	CHECK_EQ(guest_open(&g, 0x200000), 0);
 	CHECK_EQ(guest_start64(&g, 0x2000), 0);
-	/* mov ecx, 30000000; xor eax, eax; next: push rcx; call f; pop rcx; dec ecx; jnz next; hlt; f: add rax, rcx; ret
+	/* mov ecx, 30000000; xor eax, eax; next: push rcx; call f; pop rcx; dec ecx; jnz next; hlt; f: add rax, rcx;
+	 * ret
 	 */
 	CODE(&g, 0x2000, 0xb9, 0x80, 0xc3, 0xc9, 1, 0x31, 0xc0, 0x51, 0xe8, 6, 0, 0, 0, 0x59, 0xff, 0xc9, 0x75, 0xf5,
 	     0xf4, 0x48, 0x01, 0xc8, 0xc3);
