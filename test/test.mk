@@ -31,11 +31,17 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked: $
 		$(ENGINE_LIBS)
 
 # The shim: programs, signals, descriptors around /dev/kvm.
-SHIM_TESTS := programs signals filter
+SHIM_TESTS := programs signals filter memory
 $(addprefix $(T)/,$(SHIM_TESTS)): $(T)/%: test/shim/%.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -Itest/lib -MMD -MP -o $@ $< -lpthread
+
+$(T)/memory-linked: test/shim/memory.c $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
+		$(ENGINE_LIBS)
 
 # The same clients linked statically, with glibc and with musl, as Firecracker and many Go and Rust programs are.
 STATIC_CFLAGS = $(filter-out -fPIC -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -DSTATIC -static -MMD -MP
@@ -166,7 +172,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
 QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked code12 code12-linked)
-QUICK_PROGRAMS += $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
+QUICK_PROGRAMS += $(T)/memory-linked $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -185,6 +191,8 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'API 12, the rest, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/more12-linked' \
 	'interrupt chips, linked$(NOTE)=$(T)/chips12-linked' \
 	'API 12, calls and errors, linked$(NOTE)=$(T)/errors12-linked $(KVM12_ERRORS)' \
+	'memory that goes away, linked$(NOTE)=$(T)/memory-linked' \
+	'memory that goes away, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/memory-linked' \
 	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
 	'engine: loop, MMIO, changing code$(NOTE)=$(ENGINE_TEST)' \
 	'kernel formats$(NOTE)=$(T)/unpack' \

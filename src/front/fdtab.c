@@ -301,6 +301,31 @@ void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t o
 	return base;
 }
 
+bool front_memory_begin(u64 address, u64 size)
+{
+	bool any = false;
+
+	if (!entries || getpid() != owner)
+		return false;
+	pthread_mutex_lock(&lock);
+	for (struct entry *e = entries; e; e = e->next)
+		any |= !e->foreign && kvm_file_hold(e->file, address, size);
+	if (!any)
+		pthread_mutex_unlock(&lock);
+	return any;
+}
+
+void front_memory_end(void)
+{
+	int err = errno;
+
+	for (struct entry *e = entries; e; e = e->next)
+		if (!e->foreign)
+			kvm_file_release(e->file);
+	pthread_mutex_unlock(&lock);
+	errno = err;
+}
+
 static void mark_seen(int fd)
 {
 	struct entry *e = find(fd);

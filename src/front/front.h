@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "../base/types.h"
+
 /* ---- fdtab.c: which descriptors are ours
  * ------------------------------------------------------------------------------ */
 
@@ -26,6 +28,10 @@ int front_close(int fd);
 /* The caller promises front_forget() for each number before it comes to mean something else: numbers may be trusted. */
 void front_trust_numbers(void);
 void front_forget(unsigned from, unsigned to);
+/* Around a call that takes the client's memory [address, address + size) away, or replaces it: guests that use it are
+ * stopped meanwhile. False: nobody does, and there is no end to call. */
+bool front_memory_begin(u64 address, u64 size);
+void front_memory_end(void);
 /* Frees the VMs that no descriptor of this process refers to any more. */
 void front_reap(void);
 

@@ -234,16 +234,71 @@ EXPORT int ioctl(int fd, unsigned long req, ...)
 	return REAL(ioctl)(fd, req, arg);
 }
 
-EXPORT void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+/* The engine's own calls come here as well. */
+extern const char __ehdr_start[], etext[] __attribute__((visibility("hidden")));
+#define CALLED_BY_US                                                                                                   \
+	((u64)(uintptr_t)__builtin_return_address(0) - (u64)(uintptr_t)__ehdr_start <                                  \
+	 (u64)(uintptr_t)etext - (u64)(uintptr_t)__ehdr_start)
+
+static void *do_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset, bool by_us)
 {
+	bool used;
+	void *rc;
+
 	if (!(flags & MAP_ANONYMOUS) && front_is_ours(fd))
 		return front_mmap(addr, length, prot, flags, fd, offset);
-	return (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+	used = (flags & MAP_FIXED) && !by_us && front_memory_begin((u64)(uintptr_t)addr, length);
+	rc = (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+	return do_mmap(addr, length, prot, flags, fd, offset, CALLED_BY_US);
 }
 
 EXPORT void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off64_t offset)
 {
-	return mmap(addr, length, prot, flags, fd, offset);
+	return do_mmap(addr, length, prot, flags, fd, offset, CALLED_BY_US);
+}
+
+EXPORT int munmap(void *addr, size_t length)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)addr, length);
+	int rc = (int)syscall(SYS_munmap, addr, length);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT int mprotect(void *addr, size_t length, int prot)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)addr, length);
+	int rc = (int)syscall(SYS_mprotect, addr, length, prot);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT void *mremap(void *old, size_t length, size_t size, int flags, ...)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)old, length);
+	void *to = NULL, *rc;
+	va_list ap;
+
+	if (flags & MREMAP_FIXED) {
+		va_start(ap, flags);
+		to = va_arg(ap, void *);
+		va_end(ap);
+	}
+	rc = (void *)syscall(SYS_mremap, old, length, size, flags, to);
+	if (used)
+		front_memory_end();
+	return rc;
 }
 
 EXPORT int close(int fd)

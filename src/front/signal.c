@@ -105,7 +105,7 @@ bool signal_guard(int sig, siginfo_t *info, void *context)
 		return true;
 	go_on = user_fault((u64)uc->uc_mcontext.gregs[REG_RIP]);
 	if (!go_on)
-		return false;
+		return (sig == SIGSEGV || sig == SIGBUS) && hole_fault((u64)(uintptr_t)info->si_addr, uc);
 	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)go_on;
 	return true;
 }
@@ -214,12 +214,18 @@ static bool is_wrapper(const struct sigaction *act)
 	return (act->sa_flags & SA_SIGINFO) && act->sa_sigaction == on_signal;
 }
 
-static struct sigaction wrapped(const struct sigaction *act)
+static struct sigaction wrapped(int of, const struct sigaction *act)
 {
 	struct sigaction w = *act;
 
 	w.sa_sigaction = on_signal;
 	w.sa_flags = (w.sa_flags | SA_SIGINFO) & ~(int)SA_RESETHAND;
+	/* A client may call KVM_RUN in a handler, where faults must still reach us. */
+	for (int sig = 1; sig < NSIG; sig++)
+		if (is_guarded(sig))
+			sigdelset(&w.sa_mask, sig);
+	if (is_guarded(of))
+		w.sa_flags |= SA_NODEFER;
 	return w;
 }
 
@@ -239,7 +245,7 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 	if (act) {
 		now = *act;
 		if (is_handler(&now) || (is_guarded(sig) && guard_installed)) {
-			struct sigaction w = wrapped(&now);
+			struct sigaction w = wrapped(sig, &now);
 
 			client[sig] = now;
 			if (__sigaction(sig, &w, NULL) < 0) {

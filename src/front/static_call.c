@@ -391,12 +391,23 @@ static long call_brk(u64 to)
 	return (long)was;
 }
 
+/* A call that changes the mapping of memory, which a guest may use. */
+static long pass_change(struct sthread *t, struct kframe *f, u64 address, u64 size)
+{
+	bool used = front_memory_begin(address, size);
+	long rc = pass(t, f);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
 static long call_mmap(struct sthread *t, struct kframe *f)
 {
 	void *p;
 
 	if ((f->regs.r10 & MAP_ANONYMOUS) || !front_is_ours((int)f->regs.r8))
-		return pass(t, f);
+		return f->regs.r10 & MAP_FIXED ? pass_change(t, f, f->regs.di, f->regs.si) : pass(t, f);
 	p = front_mmap((void *)(uintptr_t)f->regs.di, f->regs.si, (int)f->regs.dx, (int)f->regs.r10, (int)f->regs.r8,
 	               (off_t)f->regs.r9);
 	return p == MAP_FAILED ? -errno : (long)(uintptr_t)p;
@@ -538,6 +549,10 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return call_ioctl(t, f);
 	case SYS_mmap:
 		return call_mmap(t, f);
+	case SYS_munmap:
+	case SYS_mprotect:
+	case SYS_mremap:
+		return pass_change(t, f, r->di, r->si);
 	case SYS_brk:
 		return call_brk(r->di);
 	case SYS_rt_sigprocmask:

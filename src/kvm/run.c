@@ -9,9 +9,6 @@
  */
 #include "kvm.h"
 
-#include "../interp/interp.h"
-#include "../jit/jit.h"
-
 static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
 
 static _Thread_local volatile bool signalled __attribute__((tls_model("initial-exec")));
@@ -46,12 +43,7 @@ void run_begin(struct kvm_vcpu *kv)
 
 void run_engine(struct kvm_vcpu *kv)
 {
-	struct vcpu *v = &kv->cpu;
-
-	if (v->jit)
-		jit_run(v);
-	else
-		interp_run(v);
+	hole_run(kv);
 }
 
 void run_end(struct kvm_vcpu *kv)

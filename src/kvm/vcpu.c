@@ -16,12 +16,14 @@ static void bus_lock(struct mmu *m)
 	struct vcpu *v = container_of(m, struct vcpu, mmu);
 
 	vm_stop(v->vm, v);
+	kvm_vcpu_of(v)->bus_locked = true;
 }
 
 static void bus_unlock(struct mmu *m)
 {
 	struct vcpu *v = container_of(m, struct vcpu, mmu);
 
+	kvm_vcpu_of(v)->bus_locked = false;
 	vm_resume(v->vm, v);
 }
 
