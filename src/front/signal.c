@@ -21,6 +21,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -44,10 +45,23 @@ static _Thread_local struct {
 	sigset_t mask; /* the thread's mask before */
 } held __attribute__((tls_model("initial-exec")));
 
+static bool is_handler(const struct sigaction *act)
+{
+	return (act->sa_flags & SA_SIGINFO) || (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN);
+}
+
 /* The signals that stay wrapped whatever the client wants. */
 static bool is_guarded(int sig)
 {
 	return sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE;
+}
+
+/* Signals that are wrapped although the client has no handler: KVM_SET_SIGNAL_MASK lets them end a run. */
+static _Atomic(u64) watched;
+
+static bool is_watched(int sig)
+{
+	return atomic_load(&watched) >> (sig - 1) & 1;
 }
 
 static bool guard_installed;
@@ -61,6 +75,7 @@ static void default_action(int sig, siginfo_t *info)
 {
 	struct sigaction dfl = {.sa_handler = SIG_DFL};
 
+	atomic_fetch_and(&watched, ~BIT(sig - 1));
 	__sigaction(sig, &dfl, NULL);
 	if (info->si_code <= 0)
 		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
@@ -70,7 +85,11 @@ static void call_client(int sig, siginfo_t *info, void *context)
 {
 	struct sigaction act = client[sig];
 
-	if (is_guarded(sig) && !(act.sa_flags & SA_SIGINFO) &&
+	if (is_watched(sig) && !(act.sa_flags & SA_SIGINFO) &&
+	    (act.sa_handler == SIG_IGN ||
+	     (act.sa_handler == SIG_DFL && (sig == SIGCHLD || sig == SIGURG || sig == SIGWINCH))))
+		return;
+	if ((is_guarded(sig) || is_watched(sig)) && !(act.sa_flags & SA_SIGINFO) &&
 	    (act.sa_handler == SIG_DFL || act.sa_handler == SIG_IGN)) {
 		if (act.sa_handler == SIG_DFL || info->si_code > 0)
 			default_action(sig, info);
@@ -128,6 +147,7 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	}
 	/* When wrappers nest, the outermost returns last and so leaves the right mask. */
 	memcpy(&held.mask, &uc->uc_sigmask, sizeof(held.mask));
+	run_mask_swapped((u64 *)(void *)&held.mask);
 	sigfillset(&uc->uc_sigmask);
 	sigdelset(&uc->uc_sigmask, SIGSEGV);
 	sigdelset(&uc->uc_sigmask, SIGBUS);
@@ -173,6 +193,12 @@ static void deliver(const siginfo_t *held_info, const sigset_t *before)
 	ucontext_t context;
 	stack_t alt;
 
+	/* It was open to the run only. */
+	if (*bits >> (info.si_signo - 1) & 1) {
+		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), info.si_signo, &info);
+		syscall(SYS_rt_sigprocmask, SIG_SETMASK, bits, NULL, 8);
+		return;
+	}
 	getcontext(&context);
 	context.uc_sigmask = *before;
 	*bits |= *(const u64 *)(const void *)&act->sa_mask;
@@ -204,11 +230,6 @@ void signal_release(void)
 		deliver(&info[k], &mask);
 }
 
-static bool is_handler(const struct sigaction *act)
-{
-	return (act->sa_flags & SA_SIGINFO) || (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN);
-}
-
 static bool is_wrapper(const struct sigaction *act)
 {
 	return (act->sa_flags & SA_SIGINFO) && act->sa_sigaction == on_signal;
@@ -226,6 +247,8 @@ static struct sigaction wrapped(int of, const struct sigaction *act)
 			sigdelset(&w.sa_mask, sig);
 	if (is_guarded(of))
 		w.sa_flags |= SA_NODEFER;
+	if (!is_handler(act))
+		w.sa_flags |= SA_RESTART | (of == SIGCHLD && act->sa_handler == SIG_IGN ? SA_NOCLDWAIT : 0);
 	return w;
 }
 
@@ -244,7 +267,7 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 	was = is_wrapper(&kernel) ? client[sig] : kernel;
 	if (act) {
 		now = *act;
-		if (is_handler(&now) || (is_guarded(sig) && guard_installed)) {
+		if (is_handler(&now) || (is_guarded(sig) && guard_installed) || is_watched(sig)) {
 			struct sigaction w = wrapped(sig, &now);
 
 			client[sig] = now;
@@ -303,6 +326,22 @@ EXPORT sighandler_t __sysv_signal(int sig, sighandler_t handler)
 	return install(sig, handler, (int)(SA_RESETHAND | SA_NODEFER));
 }
 
+static void watch(u64 signals)
+{
+	signals &= ~atomic_load(&watched) & ~(BIT(SIGKILL - 1) | BIT(SIGSTOP - 1) | BIT(SIGTSTP - 1) |
+	                                       BIT(SIGTTIN - 1) | BIT(SIGTTOU - 1) | BIT(SIGCONT - 1));
+	for (int sig = 1; signals && sig < NSIG; sig++) {
+		struct sigaction act;
+
+		/* The C library keeps two for itself. */
+		if (!(signals >> (sig - 1) & 1) || is_guarded(sig) || sig == 32 || sig == 33)
+			continue;
+		atomic_fetch_or(&watched, BIT(sig - 1));
+		if (sigaction(sig, NULL, &act) == 0)
+			sigaction(sig, &act, NULL);
+	}
+}
+
 void signal_forked(void)
 {
 	owner = getpid();
@@ -318,6 +357,7 @@ void signal_adopt(void)
 	owner = getpid();
 	if (elsewhere)
 		return;
+	run_set_watcher(watch);
 	for (int sig = 1; sig < NSIG; sig++) {
 		struct sigaction act;
 

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -44,20 +45,46 @@ static bool is_guard(int sig)
 	return GUARDS >> (sig - 1) & 1;
 }
 
+/* Signals that KVM_SET_SIGNAL_MASK lets end a run although the program has no handler. */
+static _Atomic(u64) watched;
+
+static bool is_watched(int sig)
+{
+	return atomic_load(&watched) >> (sig - 1) & 1;
+}
+
 static int install(int sig, const struct kaction *act)
 {
 	struct kaction k = *act;
 
-	if (is_handler(act) || is_guard(sig)) {
+	if (is_handler(act) || is_guard(sig) || is_watched(sig)) {
 		k.handler = (u64)(uintptr_t)static_entry;
 		k.restorer = (u64)(uintptr_t)static_restorer;
 		k.flags = (act->flags & (SA_RESTART | SA_NOCLDSTOP | SA_NOCLDWAIT)) | SA_SIGINFO | SA_ONSTACK |
 		          SA_RESTORER_FLAG;
 		if (is_guard(sig) || sig == SIGILL || sig == SIGTRAP)
 			k.flags |= SA_NODEFER;
+		if (!is_handler(act))
+			k.flags |= SA_RESTART | (sig == SIGCHLD && act->handler ? SA_NOCLDWAIT : 0);
 		k.mask = ALL_BLOCKED;
 	}
 	return kernel_action(sig, &k, NULL);
+}
+
+static void watch(u64 signals)
+{
+	struct sthread *t = sthread_self();
+
+	signals &= ~atomic_load(&watched) & ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP) | SIGBIT(SIGTSTP) | SIGBIT(SIGTTIN) |
+	                                       SIGBIT(SIGTTOU) | SIGBIT(SIGCONT) | GUARDS);
+	if (!signals)
+		return;
+	pthread_mutex_lock(&lock);
+	atomic_fetch_or(&watched, signals);
+	for (int sig = 1; sig < NSIG; sig++)
+		if (signals & SIGBIT(sig))
+			install(sig, &t->actions->sig[sig]);
+	pthread_mutex_unlock(&lock);
 }
 
 void static_signal_init(struct sthread *t)
@@ -74,6 +101,7 @@ void static_signal_init(struct sthread *t)
 	user_guarded(true);
 	fp_trap_guarded();
 	signal_elsewhere();
+	run_set_watcher(watch);
 }
 
 void static_clear_handlers(struct sthread *t)
@@ -201,7 +229,9 @@ static noreturn void deliver(struct sthread *t, struct kframe *f, int sig, const
 		/* Only guards get here, and signals whose action changed after they came. */
 		if (act.handler == (u64)(uintptr_t)SIG_IGN && !is_synchronous(sig, info))
 			static_return(t, f);
-		if (is_guard(sig) || is_synchronous(sig, info))
+		if (act.handler == (u64)(uintptr_t)SIG_DFL && (sig == SIGCHLD || sig == SIGURG || sig == SIGWINCH))
+			static_return(t, f);
+		if (is_guard(sig) || is_synchronous(sig, info) || is_watched(sig))
 			die(sig);
 		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
 		static_return(t, f);
@@ -233,6 +263,11 @@ noreturn void static_leave(struct sthread *t, struct kframe *f)
 		siginfo_t info = t->held;
 
 		t->is_held = 0;
+		if (t->keep_held) {
+			t->keep_held = false;
+			syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), info.si_signo, &info);
+			static_return(t, f);
+		}
 		deliver(t, f, info.si_signo, &info, t->held_mask);
 	}
 	static_return(t, f);
@@ -252,7 +287,7 @@ noreturn void static_from_program(int sig, siginfo_t *info, void *uc, struct kfr
 
 void static_in_engine(int sig, siginfo_t *info, void *context, struct kframe *f, struct sthread *t)
 {
-	u64 rip = f->regs.ip;
+	u64 rip = f->regs.ip, was;
 	int err = errno;
 
 	if (is_synchronous(sig, info)) {
@@ -267,6 +302,7 @@ void static_in_engine(int sig, siginfo_t *info, void *context, struct kframe *f,
 		}
 	} else {
 		run_interrupted_by_signal();
+		t->keep_held = run_mask_swapped(&was) && (was & SIGBIT(sig));
 		if (rip >= (u64)(uintptr_t)static_pass_from && rip <= (u64)(uintptr_t)static_pass_insn)
 			f->regs.ip = (u64)(uintptr_t)static_pass_again;
 	}

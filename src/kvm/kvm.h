@@ -94,6 +94,13 @@ void run_end(struct kvm_vcpu *kv);
 bool run_interrupted_by_signal(void);
 /* The vCPU that the calling thread executes, between run_begin() and run_end(); else NULL. */
 struct vcpu *run_current(void);
+/* KVM_SET_SIGNAL_MASK: `to` is the thread's mask from run_mask_swap() to run_mask_back(), inside run_begin() and
+ * run_end(). A signal that it lets through and the client's own mask does not ends the run and stays pending. */
+void run_mask_swap(u64 to);
+void run_mask_back(void);
+/* For the front: is it swapped, and for what? And what sees to it that signals without handlers are noticed. */
+bool run_mask_swapped(u64 *was);
+void run_set_watcher(void (*watch)(u64 signals));
 /* Did a signal come to this thread since run_begin()? */
 bool run_signalled(void);
 

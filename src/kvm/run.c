@@ -9,6 +9,10 @@
  */
 #include "kvm.h"
 
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
 
 static _Thread_local volatile bool signalled __attribute__((tls_model("initial-exec")));
@@ -32,6 +36,49 @@ bool run_interrupted_by_signal(void)
 	signalled = true;
 	atomic_fetch_or(&v->events, (u32)EV_SIGNAL);
 	return true;
+}
+
+/* ---- KVM_SET_SIGNAL_MASK
+ * ------------------------------------------------------------------------------------------- */
+
+/* Faults of ours. */
+#define NEVER_BLOCKED (BIT(SIGSEGV - 1) | BIT(SIGBUS - 1) | BIT(SIGFPE - 1) | BIT(SIGILL - 1) | BIT(SIGTRAP - 1) | BIT(SIGSYS - 1))
+
+static _Thread_local struct {
+	volatile bool swapped;
+	u64 was;
+} mask __attribute__((tls_model("initial-exec")));
+
+static void (*watcher)(u64 signals);
+
+void run_set_watcher(void (*watch)(u64 signals))
+{
+	watcher = watch;
+}
+
+bool run_mask_swapped(u64 *was)
+{
+	if (!mask.swapped)
+		return false;
+	*was = mask.was;
+	return true;
+}
+
+void run_mask_swap(u64 to)
+{
+	to &= ~NEVER_BLOCKED;
+	syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &mask.was, 8);
+	/* What is open only now has to end the run even if the client has no handler for it. */
+	if (watcher && (mask.was & ~to))
+		watcher(mask.was & ~to);
+	mask.swapped = true;
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &to, NULL, 8);
+}
+
+void run_mask_back(void)
+{
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask.was, NULL, 8);
+	mask.swapped = false;
 }
 
 void run_begin(struct kvm_vcpu *kv)

@@ -282,6 +282,70 @@ TEST(threads_are_kicked)
 	}
 }
 
+/* As gVisor waits: a signal that only KVM_RUN lets in ends it at once and is there for sigtimedwait(). */
+static void run_open_to(int sig, struct guest *g)
+{
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t bits;
+	} __attribute__((packed)) m = {.head.len = 8, .bits = ~(1ull << (sig - 1))};
+	struct timespec second = {.tv_sec = 1};
+	struct itimerspec its = {.it_value.tv_nsec = 20000000};
+	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = sig};
+	sigset_t block, was, pending;
+	siginfo_t info;
+	timer_t timer;
+
+	sigemptyset(&block);
+	sigaddset(&block, sig);
+	sigprocmask(SIG_BLOCK, &block, &was);
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_SIGNAL_MASK, &m), 0);
+	ev.sigev_notify_thread_id = (int)syscall(SYS_gettid);
+	CHECK_EQ(timer_create(CLOCK_MONOTONIC, &ev, &timer), 0);
+	for (unsigned n = 0; n < 3; n++) {
+		seen = 0;
+		timer_settime(timer, 0, &its, NULL);
+		CHECK_ERR(guest_run(g), EINTR);
+		CHECK_EQ(g->run->exit_reason, KVM_EXIT_INTR);
+		CHECK_EQ(seen, 0);
+		sigpending(&pending);
+		CHECK(sigismember(&pending, sig));
+		/* And again while it is pending. */
+		CHECK_ERR(guest_run(g), EINTR);
+		CHECK_EQ(sigtimedwait(&block, &info, &second), sig);
+		CHECK_EQ(info.si_code, SI_TIMER);
+	}
+	timer_delete(timer);
+	sigprocmask(SIG_SETMASK, &was, NULL);
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_SIGNAL_MASK, NULL), 0);
+}
+
+TEST(signals_that_only_the_run_lets_in)
+{
+	struct guest g;
+	int status;
+	pid_t pid;
+
+	CHECK_EQ(guest_spin(&g), 0);
+	run_open_to(SIGCHLD, &g); /* ignored by default */
+	run_open_to(SIGUSR2, &g); /* deadly by default */
+	handle(SIGUSR1, note, 0);
+	run_open_to(SIGUSR1, &g);
+	signal(SIGUSR1, SIG_IGN);
+	run_open_to(SIGUSR1, &g);
+	guest_close(&g);
+	/* Outside of runs they do what they did. */
+	raise(SIGCHLD);
+	raise(SIGUSR1);
+	pid = fork();
+	if (pid == 0) {
+		raise(SIGUSR2);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGUSR2);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);
