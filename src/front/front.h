@@ -55,8 +55,9 @@ void devnode_statx(struct statx *st);
 void signal_adopt(void);
 /* In a fork()ed child. */
 void signal_forked(void);
-/* After a KVM_RUN: lets the signals that were held back during it reach their handlers. */
-void signal_release(void);
+/* Around a call of the engine, which may be KVM_RUN. At its end the signals that were held back during it reach their
+ * handlers, which may not come back. */
+void signal_inside(bool inside);
 /* For a handler, with its own arguments: true when the signal is a fault of ours, and execution may go on. */
 bool signal_guard(int sig, siginfo_t *info, void *context);
 /* Somebody else handles signals in this process, and calls signal_guard(). */

@@ -7,7 +7,7 @@
  *
  * on_signal() outside the engine simply calls the client's handler. Inside, the handler must not see a half-done
  * instruction (and may look at the guest, or jump out): the signal is put aside, everything is blocked for the thread,
- * the engine is told to leave, and signal_release() enters the handler once KVM_RUN is over. So handlers, masks,
+ * the engine is told to leave, and release() enters the handler once KVM_RUN is over. So handlers, masks,
  * alternate stacks and siglongjmp work as on a kernel.
  *
  * SIGSEGV, SIGBUS and SIGFPE are always ours once the library is in use: a fault in a copy from or to the client
@@ -19,7 +19,9 @@
 #define _GNU_SOURCE
 #include "front.h"
 
+#include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -36,6 +38,9 @@ int __sigaction(int sig, const struct sigaction *act, struct sigaction *old);
 
 #define EXPORT __attribute__((visibility("default")))
 
+/* The C library's own, of pthread_cancel(). */
+#define SIGCANCEL 32
+
 static struct sigaction client[NSIG];
 
 /* Signals put aside during this thread's KVM_RUN. */
@@ -43,6 +48,7 @@ static _Thread_local struct {
 	volatile int n;
 	siginfo_t info[8];
 	sigset_t mask; /* the thread's mask before */
+	volatile bool inside;
 } held __attribute__((tls_model("initial-exec")));
 
 static bool is_handler(const struct sigaction *act)
@@ -136,7 +142,9 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 
 	if (signal_guard(sig, info, uc))
 		return;
-	if (is_synchronous(sig, info) || !run_interrupted_by_signal()) {
+	/* A thread that is cancelled must not end with our locks. */
+	if (is_synchronous(sig, info) ||
+	    (!run_interrupted_by_signal() && !(sig == SIGCANCEL && held.inside && run_interrupted_early(true)))) {
 		call_client(sig, info, context);
 		return;
 	}
@@ -214,20 +222,25 @@ static void deliver(const siginfo_t *held_info, const sigset_t *before)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &context.uc_sigmask, NULL, 8);
 }
 
-void signal_release(void)
+static void release(void)
 {
 	siginfo_t info[sizeof(held.info) / sizeof(held.info[0])];
 	int n = held.n;
 	sigset_t mask;
 
-	if (!n)
-		return;
 	memcpy(info, held.info, (size_t)n * sizeof(*info));
 	mask = held.mask;
 	held.n = 0;
 	/* The handlers may not come back. */
 	for (int k = 0; k < n; k++)
 		deliver(&info[k], &mask);
+}
+
+void signal_inside(bool inside)
+{
+	held.inside = inside;
+	if (unlikely(!inside && held.n))
+		release();
 }
 
 static bool is_wrapper(const struct sigaction *act)
@@ -286,6 +299,62 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 	return 0;
 }
 
+/* ---- pthread_cancel
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* The kernel's struct sigaction. */
+struct kernel_action {
+	u64 handler, flags, restorer, mask;
+};
+
+static void *wait_for_cancel(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+/*
+ * A thread with asynchronous cancellation may be ended inside KVM_RUN by a signal that the C library keeps for itself.
+ * Its handler must wait as the client's do. The library installs it at the first use: it gets one that does no harm.
+ */
+static void wrap_cancel(void)
+{
+	int (*real)(pthread_t) = (__typeof__(real))dlsym(RTLD_NEXT, "pthread_cancel");
+	struct kernel_action act;
+	sigset_t all, was;
+	pthread_t t;
+	bool made;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &was);
+	made = pthread_create(&t, NULL, wait_for_cancel, NULL) == 0;
+	pthread_sigmask(SIG_SETMASK, &was, NULL);
+	if (made) {
+		real(t);
+		pthread_join(t, NULL);
+	}
+	if (syscall(SYS_rt_sigaction, SIGCANCEL, NULL, &act, 8) < 0 || !(act.flags & SA_SIGINFO) ||
+	    act.handler == (u64)(uintptr_t)on_signal)
+		return;
+	client[SIGCANCEL] = (struct sigaction){.sa_flags = (int)(act.flags & ~0x04000000ull)};
+	client[SIGCANCEL].sa_sigaction = (void (*)(int, siginfo_t *, void *))(uintptr_t)act.handler;
+	memcpy(&client[SIGCANCEL].sa_mask, &act.mask, sizeof(act.mask));
+	act.handler = (u64)(uintptr_t)on_signal;
+	syscall(SYS_rt_sigaction, SIGCANCEL, &act, NULL, 8);
+}
+
+EXPORT int pthread_cancel(pthread_t thread)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	int (*real)(pthread_t) = (__typeof__(real))dlsym(RTLD_NEXT, "pthread_cancel");
+
+	/* Where nothing is adopted no KVM_RUN can be under way. */
+	if (guard_installed && getpid() == owner)
+		pthread_once(&once, wrap_cancel);
+	return real(thread);
+}
+
 static sighandler_t install(int sig, sighandler_t handler, int flags)
 {
 	struct sigaction act = {.sa_handler = handler, .sa_flags = flags}, old;
@@ -329,7 +398,7 @@ EXPORT sighandler_t __sysv_signal(int sig, sighandler_t handler)
 static void watch(u64 signals)
 {
 	signals &= ~atomic_load(&watched) & ~(BIT(SIGKILL - 1) | BIT(SIGSTOP - 1) | BIT(SIGTSTP - 1) |
-	                                       BIT(SIGTTIN - 1) | BIT(SIGTTOU - 1) | BIT(SIGCONT - 1));
+	                                      BIT(SIGTTIN - 1) | BIT(SIGTTOU - 1) | BIT(SIGCONT - 1));
 	for (int sig = 1; signals && sig < NSIG; sig++) {
 		struct sigaction act;
 

@@ -70,9 +70,10 @@ struct sthread {
 	u64 virt;          /* which of GUARDS the program has blocked */
 	struct kstack alt; /* the program's alternate stack; size 0: none */
 	siginfo_t held;
-	u64 held_mask; /* what was blocked when it came, beside the handler's own */
-	bool keep_held;    /* it was open to KVM_RUN only, and stays pending */
-	bool has_temp; /* a call like ppoll() has put `temp` in place of the program's mask */
+	u64 held_mask;  /* what was blocked when it came, beside the handler's own */
+	bool in_ioctl;  /* of a descriptor of ours: on the way to KVM_RUN, or back */
+	bool keep_held; /* it was open to KVM_RUN only, and stays pending */
+	bool has_temp;  /* a call like ppoll() has put `temp` in place of the program's mask */
 	u64 temp;
 	const struct clone_args *forking; /* the C library's fork() is running for this */
 	u64 forking_size;

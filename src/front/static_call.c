@@ -24,6 +24,7 @@
 
 #include "../base/bug.h"
 #include "../base/usercopy.h"
+#include "../kvm/kvm.h"
 #include "exec.h"
 #include "front.h"
 #include "static_filter.h"
@@ -424,9 +425,12 @@ static long call_ioctl(struct sthread *t, struct kframe *f)
 
 	if (_IOC_TYPE(req) != KVM_IOCTL_TYPE && !front_is_ours(fd))
 		return pass(t, f);
+	t->in_ioctl = true;
 	static_unblock(static_mask(t, f));
 	rc = front_ioctl(fd, req, f->regs.dx);
 	static_block();
+	t->in_ioctl = false;
+	run_interrupted_early(false);
 	return rc == FRONT_NOT_OURS ? pass(t, f) : rc;
 }
 

@@ -76,7 +76,7 @@ static void watch(u64 signals)
 	struct sthread *t = sthread_self();
 
 	signals &= ~atomic_load(&watched) & ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP) | SIGBIT(SIGTSTP) | SIGBIT(SIGTTIN) |
-	                                       SIGBIT(SIGTTOU) | SIGBIT(SIGCONT) | GUARDS);
+	                                      SIGBIT(SIGTTOU) | SIGBIT(SIGCONT) | GUARDS);
 	if (!signals)
 		return;
 	pthread_mutex_lock(&lock);
@@ -301,7 +301,8 @@ void static_in_engine(int sig, siginfo_t *info, void *context, struct kframe *f,
 			die(sig);
 		}
 	} else {
-		run_interrupted_by_signal();
+		if (!run_interrupted_by_signal() && t->in_ioctl)
+			run_interrupted_early(true);
 		t->keep_held = run_mask_swapped(&was) && (was & SIGBIT(sig));
 		if (rip >= (u64)(uintptr_t)static_pass_from && rip <= (u64)(uintptr_t)static_pass_insn)
 			f->regs.ip = (u64)(uintptr_t)static_pass_again;

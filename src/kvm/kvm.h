@@ -92,6 +92,8 @@ void run_end(struct kvm_vcpu *kv);
 /* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
  * handler must not run? If so the run is told to end with EXIT_INTR. */
 bool run_interrupted_by_signal(void);
+/* The same for a signal that was put aside on the way to a run: the thread's next run ends at once (or not). `yes`. */
+bool run_interrupted_early(bool yes);
 /* The vCPU that the calling thread executes, between run_begin() and run_end(); else NULL. */
 struct vcpu *run_current(void);
 /* KVM_SET_SIGNAL_MASK: `to` is the thread's mask from run_mask_swap() to run_mask_back(), inside run_begin() and

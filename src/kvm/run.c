@@ -4,8 +4,6 @@
  * Invariant: in_engine names the vCPU that the calling thread executes, exactly while a client's signal handler must
  * not run. The front's wrapper then holds the signal back, and it is delivered when the run has ended and the guest's
  * state is whole: as on a kernel, where handlers run on the way out of the ioctl.
- *
- * GAP(cancel): pthread_cancel() of a thread inside KVM_RUN leaves the vCPU locked.
  */
 #include "kvm.h"
 
@@ -16,6 +14,7 @@
 static _Thread_local struct vcpu *volatile in_engine __attribute__((tls_model("initial-exec")));
 
 static _Thread_local volatile bool signalled __attribute__((tls_model("initial-exec")));
+static _Thread_local volatile bool early __attribute__((tls_model("initial-exec")));
 
 struct vcpu *run_current(void)
 {
@@ -42,7 +41,8 @@ bool run_interrupted_by_signal(void)
  * ------------------------------------------------------------------------------------------- */
 
 /* Faults of ours. */
-#define NEVER_BLOCKED (BIT(SIGSEGV - 1) | BIT(SIGBUS - 1) | BIT(SIGFPE - 1) | BIT(SIGILL - 1) | BIT(SIGTRAP - 1) | BIT(SIGSYS - 1))
+#define NEVER_BLOCKED                                                                                                  \
+	(BIT(SIGSEGV - 1) | BIT(SIGBUS - 1) | BIT(SIGFPE - 1) | BIT(SIGILL - 1) | BIT(SIGTRAP - 1) | BIT(SIGSYS - 1))
 
 static _Thread_local struct {
 	volatile bool swapped;
@@ -81,10 +81,20 @@ void run_mask_back(void)
 	mask.swapped = false;
 }
 
+bool run_interrupted_early(bool yes)
+{
+	early = yes;
+	return yes;
+}
+
 void run_begin(struct kvm_vcpu *kv)
 {
 	signalled = false;
 	in_engine = &kv->cpu;
+	if (unlikely(early)) {
+		early = false;
+		run_interrupted_by_signal();
+	}
 	vm_enter(kv->cpu.vm);
 }
 

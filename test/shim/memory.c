@@ -13,7 +13,8 @@
 static int start32(struct guest *g, uint64_t ip)
 {
 	struct kvm_regs r = {.rip = ip, .rsp = 0x4000, .rflags = 2, .rbx = PAGE_AT, .rcx = 7};
-	struct kvm_segment code = {.limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
+	struct kvm_segment code = {
+	        .limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
 	struct kvm_segment data = code;
 	struct kvm_sregs s;
 
@@ -172,8 +173,7 @@ TEST(unmapped_behind_our_back)
 		else
 			syscall(SYS_mprotect, g.ram + PAGE_AT, 4096, PROT_NONE);
 		rc = guest_run(&g);
-		CHECK((rc == -1 && errno == EFAULT) ||
-		      (rc == 0 && g.run->exit_reason == KVM_EXIT_INTERNAL_ERROR));
+		CHECK((rc == -1 && errno == EFAULT) || (rc == 0 && g.run->exit_reason == KVM_EXIT_INTERNAL_ERROR));
 		CHECK_EQ(map_again(&g), 0);
 		/* Still a vCPU: with fresh registers it runs. */
 		CHECK_EQ(start32(&g, 0x1000), 0);
@@ -202,7 +202,8 @@ TEST(unmapped_behind_our_back_while_it_runs)
 
 		CHECK_EQ(guest_open(&g, RAM), 0);
 		CHECK_EQ(start32(&g, 0x1000), 0);
-		if (n % 2) /* again: inc ecx; mov [ebx + 4], ecx; mov edi, ebx; xor eax, eax; push ecx; mov ecx, 0x1000; rep stosb; pop ecx; jmp */
+		if (n % 2) /* again: inc ecx; mov [ebx + 4], ecx; mov edi, ebx; xor eax, eax; push ecx; mov ecx, 0x1000;
+		              rep stosb; pop ecx; jmp */
 			CODE(&g, 0x1000, 0x41, 0x89, 0x4b, 0x04, 0x89, 0xdf, 0x31, 0xc0, 0x51, 0xb9, 0, 4, 0, 0, 0x83,
 			     0xc7, 8, 0xf3, 0xaa, 0x59, 0xeb, 0xea);
 		else

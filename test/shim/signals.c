@@ -346,6 +346,42 @@ TEST(signals_that_only_the_run_lets_in)
 	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGUSR2);
 }
 
+static void *cancelled(void *arg)
+{
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+	seen = 1;
+	guest_run(arg);
+	return NULL;
+}
+
+/* Linux leaves the vCPU usable. */
+TEST(a_thread_cancelled_in_the_run)
+{
+	struct guest g;
+	struct kvm_regs r;
+	pthread_t t;
+	void *rc;
+
+	CHECK_EQ(guest_spin(&g), 0);
+	for (unsigned n = 0; n < 10; n++) {
+		seen = 0;
+		CHECK_EQ(pthread_create(&t, NULL, cancelled, &g), 0);
+		while (!seen)
+			usleep(100);
+		usleep(n * 1000);
+		CHECK_EQ(pthread_cancel(t), 0);
+		CHECK_EQ(pthread_join(t, &rc), 0);
+		CHECK(rc == PTHREAD_CANCELED);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+		CHECK_EQ(r.rip, 0x1000);
+	}
+	handle(SIGALRM, note, 0);
+	alarm_in(2000);
+	CHECK_ERR(guest_run(&g), EINTR);
+	alarm_in(0);
+	guest_close(&g);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);
