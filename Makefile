@@ -21,15 +21,18 @@ BASE_CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno
 LDFLAGS += -fsanitize=address,undefined
 endif
 
-# The engine: everything below the doors. Front: the doors themselves; preload.c only goes into the preloaded library.
+# The engine: everything below the doors. Front: the doors themselves. What serves programs that were not built for us
+# only goes into the preloaded library: replaced symbols, and the calls of static programs, which devkvm-load starts.
 CORE_SRC := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/cpu/*.c src/interp/*.c src/jit/*.c src/chip/*.c src/kvm/*.c)
-FRONT_SRC := $(filter-out src/front/preload.c,$(wildcard src/front/*.c))
+PRELOAD_SRC := $(addprefix src/front/,preload.c spawn.c exec.c) $(wildcard src/front/static_*.c)
+FRONT_SRC := $(filter-out $(PRELOAD_SRC) src/front/load_main.c,$(wildcard src/front/*.c))
 CLI_SRC := $(wildcard cli/*.c vmm/*.c)
 CORE_OBJ := $(CORE_SRC:%.c=$(BUILD)/%.o)
 FRONT_OBJ := $(FRONT_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
-PRELOAD_OBJ := $(BUILD)/src/front/preload.o
-ALL_OBJ := $(CORE_OBJ) $(FRONT_OBJ) $(CLI_OBJ) $(PRELOAD_OBJ)
+PRELOAD_OBJ := $(PRELOAD_SRC:%.c=$(BUILD)/%.o)
+LOAD_OBJ := $(BUILD)/src/front/load_main.o
+ALL_OBJ := $(CORE_OBJ) $(FRONT_OBJ) $(CLI_OBJ) $(PRELOAD_OBJ) $(LOAD_OBJ)
 ENGINE_LIBS := -lZydis -lpthread
 VMM_LIBS := -llzma -lzstd -lz -llz4
 
@@ -39,7 +42,7 @@ DEPS_BOOT := ca-certificates cpio
 DEPS_CHECK := clang clang-format
 DEPS_BENCH := qemu-system-x86 hyperfine gnuplot-nox gawk
 
-PRODUCTS := $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so
+PRODUCTS := $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so $(BUILD)/devkvm-load
 
 all: $(PRODUCTS)
 
@@ -76,7 +79,11 @@ $(BUILD)/libdevkvm.so: $(BUILD)/libdevkvm.so.0
 
 $(BUILD)/libdevkvm-preload.so: $(CORE_OBJ) $(FRONT_OBJ) $(PRELOAD_OBJ)
 	@echo "  LINK $@"
-	$(Q)$(CC) -shared $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) -ldl
+	$(Q)$(CC) -shared -Wl,-soname,$(@F) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS) -ldl
+
+$(BUILD)/devkvm-load: $(LOAD_OBJ) $(BUILD)/libdevkvm-preload.so
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -pie -Wl,-z,now -Wl,-rpath,'$$ORIGIN' -o $@ $^
 
 $(BUILD)/devkvm: $(CLI_OBJ) $(BUILD)/libdevkvm.a
 	@echo "  LINK $@"
@@ -109,7 +116,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/devkvm $(DESTDIR)$(PREFIX)/lib/pkgconfig \
 		$(DESTDIR)$(PREFIX)/include/devkvm/2006/linux $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 $(BUILD)/devkvm $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 $(BUILD)/libdevkvm-preload.so $(DESTDIR)$(PREFIX)/lib/devkvm/
+	install -m 755 $(BUILD)/libdevkvm-preload.so $(BUILD)/devkvm-load $(DESTDIR)$(PREFIX)/lib/devkvm/
 	install -m 755 $(BUILD)/libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/
 	ln -sf libdevkvm.so.0 $(DESTDIR)$(PREFIX)/lib/libdevkvm.so
 	install -m 644 $(BUILD)/libdevkvm.a $(DESTDIR)$(PREFIX)/lib/

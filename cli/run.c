@@ -1,8 +1,8 @@
 /*
  * run.c: `devkvm run [--] PROGRAM [ARG...]`: starts PROGRAM with the library in LD_PRELOAD that serves /dev/kvm.
  *
- * The dynamic linker ignores LD_PRELOAD for programs that are statically linked, or that gain privileges; such a
- * program would find no /dev/kvm and never say why, so it is refused here.
+ * A statically linked program has no dynamic linker that would load it, and is started through devkvm-load, which lies
+ * beside the library. One that gains privileges would find no /dev/kvm and never say why, so it is refused here.
  */
 #define _GNU_SOURCE
 #include "cli.h"
@@ -24,11 +24,12 @@
 #define STATUS_CANNOT_RUN 126
 #define STATUS_NOT_FOUND 127
 #define PRELOAD "libdevkvm-preload.so"
+#define LOADER "devkvm-load"
 
 static const char usage[] = "usage: devkvm run [--stats] [--] PROGRAM [ARG...]\n"
                             "\n"
                             "Runs PROGRAM with a working /dev/kvm; its children inherit it. The status is PROGRAM's.\n"
-                            "PROGRAM must be dynamically linked and must not be set-user-ID.\n"
+                            "PROGRAM must be a 64-bit program and must not be set-user-ID.\n"
                             "--stats prints what the translator did when a vCPU or its process ends.\n";
 
 static int __attribute__((format(printf, 2, 3))) fail(int status, const char *fmt, ...)
@@ -66,24 +67,38 @@ static bool find_program(const char *name, char *path)
 	return false;
 }
 
-/* Whether the ELF file at fd asks for a dynamic linker. */
-static bool has_interpreter(int fd, const Elf64_Ehdr *eh)
+/* A library has a name, and so has the dynamic linker; a static PIE has none. */
+static bool has_name(int fd, const Elf64_Phdr *dynamic)
+{
+	Elf64_Dyn d;
+
+	for (Elf64_Xword at = 0; at + sizeof(d) <= dynamic->p_filesz; at += sizeof(d)) {
+		if (pread(fd, &d, sizeof(d), (off_t)(dynamic->p_offset + at)) != sizeof(d) || d.d_tag == DT_NULL)
+			break;
+		if (d.d_tag == DT_SONAME)
+			return true;
+	}
+	return false;
+}
+
+/* Whether LD_PRELOAD reaches the ELF file at fd: it asks for a dynamic linker, or is one. */
+static bool is_dynamic(int fd, const Elf64_Ehdr *eh)
 {
 	for (unsigned n = 0; n < eh->e_phnum; n++) {
 		Elf64_Phdr ph;
 
 		if (pread(fd, &ph, sizeof(ph), (off_t)(eh->e_phoff + n * sizeof(ph))) != sizeof(ph))
 			break;
-		if (ph.p_type == PT_INTERP)
+		if (ph.p_type == PT_INTERP || (ph.p_type == PT_DYNAMIC && has_name(fd, &ph)))
 			return true;
 	}
 	return false;
 }
 
-static int check_program(const char *path, unsigned depth);
+static int check_program(const char *path, unsigned depth, bool *is_static);
 
 /* "#!": the interpreter is what runs. */
-static int check_script(const char *line, unsigned depth)
+static int check_script(const char *line, unsigned depth, bool *is_static)
 {
 	char interpreter[256];
 	size_t n;
@@ -94,11 +109,11 @@ static int check_script(const char *line, unsigned depth)
 		return 0;
 	memcpy(interpreter, line, n);
 	interpreter[n] = 0;
-	return check_program(interpreter, depth + 1);
+	return check_program(interpreter, depth + 1, is_static);
 }
 
-/* 0 when the preloaded library will be there, else an exit status after a message. */
-static int check_program(const char *path, unsigned depth)
+/* 0 when PROGRAM can be served, else an exit status after a message. */
+static int check_program(const char *path, unsigned depth, bool *is_static)
 {
 	union {
 		Elf64_Ehdr eh;
@@ -128,16 +143,12 @@ static int check_program(const char *path, unsigned depth)
 	}
 	n = pread(fd, &head, sizeof(head) - 1, 0);
 	if (n > 2 && head.text[0] == '#' && head.text[1] == '!') {
-		rc = check_script(head.text + 2, depth);
+		rc = check_script(head.text + 2, depth, is_static);
 	} else if (n >= (ssize_t)sizeof(head.eh) && memcmp(head.eh.e_ident, ELFMAG, SELFMAG) == 0) {
 		if (head.eh.e_ident[EI_CLASS] != ELFCLASS64 || head.eh.e_machine != EM_X86_64)
 			rc = fail(STATUS_CANNOT_RUN, "%s is not a 64-bit x86 program; devkvm serves only those", path);
-		else if (!has_interpreter(fd, &head.eh))
-			rc = fail(
-			        STATUS_CANNOT_RUN,
-			        "%s is statically linked; devkvm can serve dynamically linked programs only, for now. "
-			        "Use a dynamic build of it, or link it with libdevkvm.",
-			        path);
+		else
+			*is_static = !is_dynamic(fd, &head.eh);
 	}
 out:
 	if (fd >= 0)
@@ -166,10 +177,26 @@ static bool find_preload(char *path)
 	return false;
 }
 
+/* The loader beside the library, with the program before its arguments. */
+static int exec_static(char *preload, const char *program, int argc, char **argv)
+{
+	char **args = calloc((size_t)argc + 3, sizeof(*args)), *loader;
+
+	if (!args || asprintf(&loader, "%s/" LOADER, dirname(preload)) < 0)
+		return fail(STATUS_CANNOT_RUN, "out of memory");
+	args[0] = (char *)LOADER;
+	args[1] = (char *)program;
+	memcpy(args + 2, argv, (size_t)argc * sizeof(*args));
+	execv(loader, args);
+	return fail(STATUS_CANNOT_RUN, "cannot run %s, which starts statically linked programs: %s", loader,
+	            strerror(errno));
+}
+
 int cmd_run(int argc, char **argv)
 {
 	char program[PATH_MAX], preload[PATH_MAX], *env;
 	const char *before = getenv("LD_PRELOAD");
+	bool is_static = false;
 	int first = 1, rc;
 
 	if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
@@ -190,7 +217,7 @@ int cmd_run(int argc, char **argv)
 	}
 	if (!find_program(argv[first], program))
 		return fail(STATUS_NOT_FOUND, "%s: not found", argv[first]);
-	rc = check_program(program, 0);
+	rc = check_program(program, 0, &is_static);
 	if (rc)
 		return rc;
 	if (!find_preload(preload))
@@ -202,6 +229,8 @@ int cmd_run(int argc, char **argv)
 	if (before && *before && asprintf(&env, "%s:%s", preload, before) < 0)
 		return fail(STATUS_CANNOT_RUN, "out of memory");
 	setenv("LD_PRELOAD", before && *before ? env : preload, 1);
+	if (is_static)
+		return exec_static(preload, program, argc - first, argv + first);
 	execv(program, argv + first);
 	rc = errno;
 	return fail(rc == ENOENT ? STATUS_NOT_FOUND : STATUS_CANNOT_RUN, "cannot run %s: %s", program, strerror(rc));

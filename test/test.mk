@@ -30,6 +30,48 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked: $
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
 		$(ENGINE_LIBS)
 
+# The shim: programs, signals, descriptors around /dev/kvm.
+SHIM_TESTS := programs signals filter memory
+$(addprefix $(T)/,$(SHIM_TESTS)): $(T)/%: test/shim/%.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -Itest/lib -MMD -MP -o $@ $< -lpthread
+
+$(T)/memory-linked: test/shim/memory.c $(BUILD)/libdevkvm.a
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
+		$(ENGINE_LIBS)
+
+# The same clients linked statically, with glibc and with musl, as Firecracker and many Go and Rust programs are.
+STATIC_CFLAGS = $(filter-out -fPIC -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -DSTATIC -static -MMD -MP
+# musl brings no headers of the kernel: the distribution's come last.
+MUSL_INC := -idirafter /usr/include -idirafter /usr/include/$(shell gcc -print-multiarch 2>/dev/null)
+# static CLIENTS, FOLDER, FLAGS
+define static
+$(addprefix $(T)/,$(addsuffix -static,$1)): $(T)/%-static: $2/%.c | $(BUILD)/.deps
+	@mkdir -p $$(@D)
+	@echo "  LINK $$@"
+	$$(Q)$$(CC) $$(STATIC_CFLAGS) $3 -o $$@ $$< -lpthread
+$(addprefix $(T)/,$(addsuffix -musl,$1)): $(T)/%-musl: $2/%.c | $(BUILD)/.deps
+	@tools/need musl-tools
+	@mkdir -p $$(@D)
+	@echo "  LINK $$@"
+	$$(Q)musl-gcc $$(STATIC_CFLAGS) $3 $$(MUSL_INC) -o $$@ $$< -lpthread
+endef
+$(eval $(call static,api12 errors12 chips12 more12,test/kvm12,-Itest/lib))
+$(eval $(call static,code12,test/jit,-Itest/lib))
+$(eval $(call static,iface threads,test/iface,$$(TEST_INC)))
+$(eval $(call static,$(SHIM_TESTS),test/shim,-Itest/lib))
+STATIC_CLIENTS := api12 chips12 more12 code12 iface threads $(SHIM_TESTS)
+STATIC_PROGRAMS := $(if $(SAN),,$(addprefix $(T)/,errors12-static $(foreach c,$(STATIC_CLIENTS),$c-static $c-musl)))
+SHIM_ENV := SHIM_TWINS=$(T)/programs:$(T)/programs-static:$(T)/programs-musl
+STATIC_SUITES := $(foreach c,$(STATIC_CLIENTS),'static with glibc: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c-static' \
+	'static with musl: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c-musl') \
+	'static with glibc: errors12=$(BUILD)/devkvm run -- $(T)/errors12-static $(KVM12_ERRORS)' \
+	'static, in Go=test/shim/go-test $(BUILD)' \
+	$(foreach c,$(SHIM_TESTS),'through devkvm run: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c')
+
 # Code that changes behind the engine's back.
 $(T)/code12: test/jit/code12.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
@@ -130,6 +172,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
 QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked code12 code12-linked)
+QUICK_PROGRAMS += $(T)/memory-linked $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
 test-programs: all $(QUICK_PROGRAMS)
 
 # A sanitized library cannot be preloaded into a plain client without its runtime, so there the linked clients serve.
@@ -141,13 +184,15 @@ PRELOADED_SUITES := 'interface through devkvm run=$(BUILD)/devkvm run -- $(T)/if
 	'changing code through devkvm run=$(BUILD)/devkvm run -- $(T)/code12' \
 	'threads and signals through devkvm run=$(BUILD)/devkvm run -- $(T)/threads'
 NOTE := $(if $(SAN), (ASan+UBSan))
-QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES)) \
+QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'interface, linked$(NOTE)=$(T)/iface-linked' \
 	'API 12, linked$(NOTE)=$(T)/api12-linked' \
 	'API 12, the rest, linked$(NOTE)=$(T)/more12-linked' \
 	'API 12, the rest, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/more12-linked' \
 	'interrupt chips, linked$(NOTE)=$(T)/chips12-linked' \
 	'API 12, calls and errors, linked$(NOTE)=$(T)/errors12-linked $(KVM12_ERRORS)' \
+	'memory that goes away, linked$(NOTE)=$(T)/memory-linked' \
+	'memory that goes away, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/memory-linked' \
 	'threads and signals, linked$(NOTE)=$(T)/threads-linked' \
 	'engine: loop, MMIO, changing code$(NOTE)=$(ENGINE_TEST)' \
 	'kernel formats$(NOTE)=$(T)/unpack' \
@@ -174,6 +219,10 @@ SELFTESTS := 'KVM selftests of Linux 6.1=test/selftests/run $(BUILD)' \
 check-selftests: all
 	@test/selftests/run $(BUILD)
 
+# Only what concerns the doors: descriptors, signals, programs of every kind of linking.
+check-shim: test-programs
+	@test/run $(PRELOADED_SUITES) $(STATIC_SUITES)
+
 check-quick: test-programs
 	@test/run $(QUICK_SUITES)
 
@@ -198,4 +247,4 @@ check-nightly: all $(JIT_RANDOM)
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-quick check-nightly check-oracle check-selftests test-programs print-quick
+.PHONY: check check-shim check-quick check-nightly check-oracle check-selftests test-programs print-quick

@@ -227,12 +227,16 @@ bool front_is_ours(int fd)
 
 long front_ioctl(int fd, unsigned long req, unsigned long arg)
 {
-	struct entry *e = get(fd);
 	struct kvm_file *made = NULL;
+	struct entry *e;
 	long rc;
 
-	if (!e)
+	signal_inside(true);
+	e = get(fd);
+	if (!e) {
+		signal_inside(false);
 		return FRONT_NOT_OURS;
+	}
 	/* The kernel looks at 32 bits; clients that keep requests in an int extend the sign. */
 	req = (unsigned)req;
 	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made);
@@ -246,7 +250,7 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 			rc = err;
 		}
 	}
-	signal_release();
+	signal_inside(false);
 	if (unlikely(rc < 0) && rc != -EINTR)
 		debug_log("ioctl", "descriptor %d, request %#lx, %#lx: errno %ld", fd, req, arg, -rc);
 	return rc;
@@ -299,6 +303,31 @@ void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t o
 	}
 	put(e);
 	return base;
+}
+
+bool front_memory_begin(u64 address, u64 size)
+{
+	bool any = false;
+
+	if (!entries || getpid() != owner)
+		return false;
+	pthread_mutex_lock(&lock);
+	for (struct entry *e = entries; e; e = e->next)
+		any |= !e->foreign && kvm_file_hold(e->file, address, size);
+	if (!any)
+		pthread_mutex_unlock(&lock);
+	return any;
+}
+
+void front_memory_end(void)
+{
+	int err = errno;
+
+	for (struct entry *e = entries; e; e = e->next)
+		if (!e->foreign)
+			kvm_file_release(e->file);
+	pthread_mutex_unlock(&lock);
+	errno = err;
 }
 
 static void mark_seen(int fd)

@@ -5,8 +5,11 @@
 #ifndef DEVKVM_FRONT_FRONT_H
 #define DEVKVM_FRONT_FRONT_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <sys/types.h>
+
+#include "../base/types.h"
 
 /* ---- fdtab.c: which descriptors are ours
  * ------------------------------------------------------------------------------ */
@@ -25,8 +28,25 @@ int front_close(int fd);
 /* The caller promises front_forget() for each number before it comes to mean something else: numbers may be trusted. */
 void front_trust_numbers(void);
 void front_forget(unsigned from, unsigned to);
+/* Around a call that takes the client's memory [address, address + size) away, or replaces it: guests that use it are
+ * stopped meanwhile. False: nobody does, and there is no end to call. */
+bool front_memory_begin(u64 address, u64 size);
+void front_memory_end(void);
 /* Frees the VMs that no descriptor of this process refers to any more. */
 void front_reap(void);
+
+/* ---- devnode.c: /dev/kvm as a file
+ * ------------------------------------------------------------------------------------ */
+
+struct stat;
+struct statx;
+/* Does the path, from dirfd as in openat(), name /dev/kvm? */
+bool devnode_named(int dirfd, const char *path);
+/* What open(), access() and stat() of it give: a descriptor or 0, or -errno. */
+int devnode_open(int flags);
+int devnode_access(int mode);
+void devnode_stat(struct stat *st);
+void devnode_statx(struct statx *st);
 
 /* ---- signal.c
  * --------------------------------------------------------------------------------------------------------- */
@@ -35,7 +55,12 @@ void front_reap(void);
 void signal_adopt(void);
 /* In a fork()ed child. */
 void signal_forked(void);
-/* After a KVM_RUN: lets the signals that were held back during it reach their handlers. */
-void signal_release(void);
+/* Around a call of the engine, which may be KVM_RUN. At its end the signals that were held back during it reach their
+ * handlers, which may not come back. */
+void signal_inside(bool inside);
+/* For a handler, with its own arguments: true when the signal is a fault of ours, and execution may go on. */
+bool signal_guard(int sig, siginfo_t *info, void *context);
+/* Somebody else handles signals in this process, and calls signal_guard(). */
+void signal_elsewhere(void);
 
 #endif

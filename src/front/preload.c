@@ -35,80 +35,21 @@
 		real_##name;                                                                                           \
 	})
 
-/* ---- which path is /dev/kvm
- * ----------------------------------------------------------------------------------------------- */
-
-/* Copies `path` without empty and "." components. */
-static void tidy(char *out, size_t size, const char *path)
-{
-	size_t n = 0;
-
-	while (*path && n + 2 < size) {
-		size_t len;
-
-		while (*path == '/')
-			path++;
-		len = strcspn(path, "/");
-		if (!(len == 1 && *path == '.') && len) {
-			out[n++] = '/';
-			for (size_t k = 0; k < len && n + 1 < size; k++)
-				out[n++] = path[k];
-		}
-		path += len;
-	}
-	out[n] = 0;
-}
-
-static bool is_kvm(int dirfd, const char *path)
-{
-	char dir[PATH_MAX], link[64], full[2 * PATH_MAX], clean[2 * PATH_MAX];
-	size_t len;
-	ssize_t n;
-
-	if (!path)
-		return false;
-	len = strlen(path);
-	/* Nearly every path ends otherwise: decide that first. */
-	if (len < 3 || memcmp(path + len - 3, "kvm", 3) != 0 || len >= PATH_MAX)
-		return false;
-	if (path[0] == '/') {
-		tidy(clean, sizeof(clean), path);
-		return strcmp(clean, "/dev/kvm") == 0;
-	}
-	if (dirfd == AT_FDCWD)
-		strcpy(link, "/proc/self/cwd");
-	else
-		snprintf(link, sizeof(link), "/proc/self/fd/%d", dirfd);
-	n = readlink(link, dir, sizeof(dir) - 1);
-	if (n <= 0)
-		return false;
-	dir[n] = 0;
-	snprintf(full, sizeof(full), "%s/%s", dir, path);
-	tidy(clean, sizeof(clean), full);
-	return strcmp(clean, "/dev/kvm") == 0;
-}
-
 /* ---- open
  * -------------------------------------------------------------------------------------------------------------------
  */
 
+static int with_errno(int rc)
+{
+	if (rc >= 0)
+		return rc;
+	errno = -rc;
+	return -1;
+}
+
 static int open_kvm(int flags)
 {
-	int fd;
-
-	if ((flags & O_CREAT) && (flags & O_EXCL)) {
-		errno = EEXIST;
-		return -1;
-	}
-	if (flags & O_DIRECTORY) {
-		errno = ENOTDIR;
-		return -1;
-	}
-	fd = front_open(flags & O_CLOEXEC);
-	if (fd >= 0)
-		return fd;
-	errno = -fd;
-	return -1;
+	return with_errno(devnode_open(flags));
 }
 
 static mode_t mode_of(int flags, va_list ap)
@@ -125,7 +66,7 @@ static mode_t mode_of(int flags, va_list ap)
 		va_start(ap, flags);                                                                                   \
 		mode = mode_of(flags, ap);                                                                             \
 		va_end(ap);                                                                                            \
-		return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(name)(path, flags, mode);                       \
+		return devnode_named(AT_FDCWD, path) ? open_kvm(flags) : REAL(name)(path, flags, mode);                \
 	}
 
 #define OPENAT(name)                                                                                                   \
@@ -137,7 +78,7 @@ static mode_t mode_of(int flags, va_list ap)
 		va_start(ap, flags);                                                                                   \
 		mode = mode_of(flags, ap);                                                                             \
 		va_end(ap);                                                                                            \
-		return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(name)(dirfd, path, flags, mode);                   \
+		return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(name)(dirfd, path, flags, mode);            \
 	}
 
 int __open_2(const char *path, int flags);
@@ -152,22 +93,22 @@ OPENAT(openat64)
 
 EXPORT int __open_2(const char *path, int flags)
 {
-	return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open_2)(path, flags);
+	return devnode_named(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open_2)(path, flags);
 }
 
 EXPORT int __open64_2(const char *path, int flags)
 {
-	return is_kvm(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open64_2)(path, flags);
+	return devnode_named(AT_FDCWD, path) ? open_kvm(flags) : REAL(__open64_2)(path, flags);
 }
 
 EXPORT int __openat_2(int dirfd, const char *path, int flags)
 {
-	return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat_2)(dirfd, path, flags);
+	return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(__openat_2)(dirfd, path, flags);
 }
 
 EXPORT int __openat64_2(int dirfd, const char *path, int flags)
 {
-	return is_kvm(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
+	return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
 }
 
 /* ---- access, stat
@@ -175,44 +116,33 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
 
 static int access_kvm(int mode)
 {
-	if (!(mode & X_OK))
-		return 0;
-	errno = EACCES;
-	return -1;
+	return with_errno(devnode_access(mode));
 }
 
 EXPORT int access(const char *path, int mode)
 {
-	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(access)(path, mode);
+	return devnode_named(AT_FDCWD, path) ? access_kvm(mode) : REAL(access)(path, mode);
 }
 
 EXPORT int faccessat(int dirfd, const char *path, int mode, int flags)
 {
-	return is_kvm(dirfd, path) ? access_kvm(mode) : REAL(faccessat)(dirfd, path, mode, flags);
+	return devnode_named(dirfd, path) ? access_kvm(mode) : REAL(faccessat)(dirfd, path, mode, flags);
 }
 
 EXPORT int euidaccess(const char *path, int mode)
 {
-	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(euidaccess)(path, mode);
+	return devnode_named(AT_FDCWD, path) ? access_kvm(mode) : REAL(euidaccess)(path, mode);
 }
 
 EXPORT int eaccess(const char *path, int mode)
 {
-	return is_kvm(AT_FDCWD, path) ? access_kvm(mode) : REAL(eaccess)(path, mode);
+	return devnode_named(AT_FDCWD, path) ? access_kvm(mode) : REAL(eaccess)(path, mode);
 }
 
 /* struct stat and struct stat64 are one layout on x86-64. */
 static int stat_kvm(void *buf)
 {
-	struct stat *st = buf;
-
-	memset(st, 0, sizeof(*st));
-	st->st_mode = S_IFCHR | 0666;
-	st->st_rdev = makedev(10, 232);
-	st->st_nlink = 1;
-	st->st_ino = 232;
-	st->st_dev = 6;
-	st->st_blksize = 4096;
+	devnode_stat(buf);
 	return 0;
 }
 
@@ -225,20 +155,20 @@ static bool is_ours_at(int dirfd, const char *path, int flags)
 #define STAT(name, type)                                                                                               \
 	EXPORT int name(const char *path, struct type *buf)                                                            \
 	{                                                                                                              \
-		return is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf);                                 \
+		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(path, buf);                          \
 	}
 
 #define XSTAT(name, type)                                                                                              \
 	int name(int ver, const char *path, struct type *buf);                                                         \
 	EXPORT int name(int ver, const char *path, struct type *buf)                                                   \
 	{                                                                                                              \
-		return is_kvm(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(ver, path, buf);                            \
+		return devnode_named(AT_FDCWD, path) ? stat_kvm(buf) : REAL(name)(ver, path, buf);                     \
 	}
 
 #define FSTATAT(name, type)                                                                                            \
 	EXPORT int name(int dirfd, const char *path, struct type *buf, int flags)                                      \
 	{                                                                                                              \
-		if (is_kvm(dirfd, path) || is_ours_at(dirfd, path, flags))                                             \
+		if (devnode_named(dirfd, path) || is_ours_at(dirfd, path, flags))                                      \
 			return stat_kvm(buf);                                                                          \
 		return REAL(name)(dirfd, path, buf, flags);                                                            \
 	}
@@ -273,17 +203,9 @@ FXSTAT(__fxstat64, stat64)
 
 EXPORT int statx(int dirfd, const char *restrict path, int flags, unsigned int mask, struct statx *restrict buf)
 {
-	if (!is_kvm(dirfd, path) && !is_ours_at(dirfd, path, flags))
+	if (!devnode_named(dirfd, path) && !is_ours_at(dirfd, path, flags))
 		return REAL(statx)(dirfd, path, flags, mask, buf);
-	memset(buf, 0, sizeof(*buf));
-	buf->stx_mask = STATX_BASIC_STATS;
-	buf->stx_mode = S_IFCHR | 0666;
-	buf->stx_nlink = 1;
-	buf->stx_ino = 232;
-	buf->stx_rdev_major = 10;
-	buf->stx_rdev_minor = 232;
-	buf->stx_dev_minor = 6;
-	buf->stx_blksize = 4096;
+	devnode_statx(buf);
 	return 0;
 }
 
@@ -312,16 +234,71 @@ EXPORT int ioctl(int fd, unsigned long req, ...)
 	return REAL(ioctl)(fd, req, arg);
 }
 
-EXPORT void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+/* The engine's own calls come here as well. */
+extern const char __ehdr_start[], etext[] __attribute__((visibility("hidden")));
+#define CALLED_BY_US                                                                                                   \
+	((u64)(uintptr_t)__builtin_return_address(0) - (u64)(uintptr_t)__ehdr_start <                                  \
+	 (u64)(uintptr_t)etext - (u64)(uintptr_t)__ehdr_start)
+
+static void *do_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset, bool by_us)
 {
+	bool used;
+	void *rc;
+
 	if (!(flags & MAP_ANONYMOUS) && front_is_ours(fd))
 		return front_mmap(addr, length, prot, flags, fd, offset);
-	return (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+	used = (flags & MAP_FIXED) && !by_us && front_memory_begin((u64)(uintptr_t)addr, length);
+	rc = (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+	return do_mmap(addr, length, prot, flags, fd, offset, CALLED_BY_US);
 }
 
 EXPORT void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off64_t offset)
 {
-	return mmap(addr, length, prot, flags, fd, offset);
+	return do_mmap(addr, length, prot, flags, fd, offset, CALLED_BY_US);
+}
+
+EXPORT int munmap(void *addr, size_t length)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)addr, length);
+	int rc = (int)syscall(SYS_munmap, addr, length);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT int mprotect(void *addr, size_t length, int prot)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)addr, length);
+	int rc = (int)syscall(SYS_mprotect, addr, length, prot);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+EXPORT void *mremap(void *old, size_t length, size_t size, int flags, ...)
+{
+	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)old, length);
+	void *to = NULL, *rc;
+	va_list ap;
+
+	if (flags & MREMAP_FIXED) {
+		va_start(ap, flags);
+		to = va_arg(ap, void *);
+		va_end(ap);
+	}
+	rc = (void *)syscall(SYS_mremap, old, length, size, flags, to);
+	if (used)
+		front_memory_end();
+	return rc;
 }
 
 EXPORT int close(int fd)

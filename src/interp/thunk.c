@@ -30,7 +30,6 @@ static struct {
 	u8 *rw;       /* NULL: no chunk */
 	const u8 *rx; /* the same bytes, executable */
 	unsigned used;
-	pid_t pid; /* who may write it */
 } chunk;
 static bool no_memfd; /* executable memfds are refused */
 static bool fork_hooked;
@@ -42,6 +41,12 @@ static void before_fork(void)
 
 static void after_fork(void)
 {
+	pthread_mutex_unlock(&lock);
+}
+
+static void after_fork_in_child(void)
+{
+	chunk.used = CHUNK_SIZE;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -82,13 +87,12 @@ static int chunk_new(void)
 	chunk.rw = rw;
 	chunk.rx = rx;
 	chunk.used = 0;
-	chunk.pid = getpid();
 	return 0;
 }
 
 static int chunk_want(unsigned len)
 {
-	if (chunk.rw && chunk.used + len <= CHUNK_SIZE && chunk.pid == getpid())
+	if (chunk.rw && chunk.used + len <= CHUNK_SIZE)
 		return 0;
 	return chunk_new();
 }
@@ -129,7 +133,7 @@ int thunk_init(void)
 	pthread_mutex_lock(&lock);
 	if (!fork_hooked) {
 		fork_hooked = true;
-		pthread_atfork(before_fork, after_fork, after_fork);
+		pthread_atfork(before_fork, after_fork, after_fork_in_child);
 	}
 	rc = chunk_want(1);
 	if (rc == -EACCES || rc == -EPERM) {

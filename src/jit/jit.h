@@ -21,6 +21,9 @@ void jit_flush(struct vcpu *v);
 void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len);
 /* How many blocks were translated, to how many bytes of code; untouched without a translator. */
 void jit_count(const struct vcpu *v, u64 *blocks, u64 *bytes);
+/* For a handler of SIGSEGV: is `host` in the vCPU's translated code? Then execution goes on at *go_on, with *rip in R8:
+ * it returns to the dispatcher with registers stored, flags and RIP not exact. */
+bool jit_abandon(struct vcpu *v, u64 host, u64 *rip, u64 *go_on);
 /* DEVKVM_ENGINE: `jit` (also when unset) or `interp`. */
 bool jit_wanted(void);
 

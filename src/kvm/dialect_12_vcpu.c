@@ -562,20 +562,6 @@ static bool irq_open(const struct kvm_vcpu *kv)
 	       (!lapic_of(v) || lapic_takes_pic(lapic_of(v)));
 }
 
-/* KVM_SET_SIGNAL_MASK: a signal that is blocked now but not under the mask ends the run and stays pending.
- * GAP(sigmask): one that comes during the run, for which no handler is installed, is seen at the next KVM_RUN only. */
-static bool masked_signal_waits(const struct vcpu12 *x)
-{
-	sigset_t waiting;
-
-	if (sigpending(&waiting) < 0)
-		return false;
-	for (int sig = 1; sig < NSIG; sig++)
-		if (sigismember(&waiting, sig) == 1 && !sigismember(&x->mask, sig))
-			return true;
-	return false;
-}
-
 static bool mmio_taken(struct vcpu *v)
 {
 	u8 data[8];
@@ -685,7 +671,7 @@ static long run_inside(struct kvm_vcpu *kv)
 	/* As Linux' KVM: what the last exit was stays readable. */
 	if (__atomic_load_n(&run->immediate_exit, __ATOMIC_ACQUIRE))
 		return -EINTR;
-	if (unlikely(x->has_mask) && masked_signal_waits(x)) {
+	if (unlikely(x->has_mask) && run_signalled()) {
 		run->exit_reason = KVM_EXIT_INTR;
 		return -EINTR;
 	}
@@ -782,6 +768,8 @@ static long run_locked(struct kvm_vcpu *kv)
 	}
 	if (rc == 0) {
 		run_begin(kv);
+		if (unlikely(x->has_mask))
+			run_mask_swap(*(u64 *)(void *)&x->mask);
 		if (x->msr_steal || x->clock_stopped)
 			pv_run(v, true);
 		rc = run_inside(kv);
@@ -789,6 +777,8 @@ static long run_locked(struct kvm_vcpu *kv)
 			pv_run(v, false);
 		if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_WINDOW)
 			atomic_fetch_and(&v->events, ~(u32)EV_WINDOW);
+		if (unlikely(x->has_mask))
+			run_mask_back();
 		run_end(kv);
 	}
 	x->stat[DEVKVM_guest_cycles] += __rdtsc() - began;

@@ -134,6 +134,27 @@ u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *cov
 	return piece;
 }
 
+bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size)
+{
+	struct vm *vm = file->vm;
+
+	/* In the interface of 2006 memory is the VM's own. */
+	if (file->kind == FILE_SYSTEM || vm->held || !vm_lends(vm, address, size))
+		return false;
+	vm_stop(vm, run_current());
+	vm->held = true;
+	return true;
+}
+
+void kvm_file_release(struct kvm_file *file)
+{
+	if (file->kind == FILE_SYSTEM || !file->vm->held)
+		return;
+	vm_flush_all(file->vm);
+	file->vm->held = false;
+	vm_resume(file->vm, run_current());
+}
+
 void kvm_file_free(struct kvm_file *file)
 {
 	if (file->kind == FILE_SYSTEM)

@@ -24,6 +24,7 @@ struct kvm_vcpu {
 	pthread_mutex_t lock;
 	_Atomic(u64) irqs[4]; /* queued external interrupts, a bit each */
 	bool mmio_read_out;   /* the last exit was an MMIO read that waits for its answer */
+	bool bus_locked;      /* it has stopped all others for a split lock */
 	u8 last_len;          /* length of the last exit's instruction */
 	u64 mmio_rip;
 	struct vcpu12 *x12; /* dialect_12.h; NULL: a vCPU of 2006 */
@@ -42,6 +43,7 @@ struct vm {
 	pthread_cond_t run_cond;
 	unsigned running; /* vCPUs that execute guest instructions */
 	bool stop;        /* a thread has, or waits for, all vCPUs stopped */
+	bool held;        /* kvm_file_hold() has; protected by its caller */
 
 	struct vm12 *x12; /* dialect_12.h; NULL: a VM of 2006 */
 };
@@ -90,10 +92,28 @@ void run_end(struct kvm_vcpu *kv);
 /* For the front's signal wrapper, async-signal-safe: is the calling thread executing in the engine, where a client's
  * handler must not run? If so the run is told to end with EXIT_INTR. */
 bool run_interrupted_by_signal(void);
+/* The same for a signal that was put aside on the way to a run: the thread's next run ends at once (or not). `yes`. */
+bool run_interrupted_early(bool yes);
 /* The vCPU that the calling thread executes, between run_begin() and run_end(); else NULL. */
 struct vcpu *run_current(void);
+/* KVM_SET_SIGNAL_MASK: `to` is the thread's mask from run_mask_swap() to run_mask_back(), inside run_begin() and
+ * run_end(). A signal that it lets through and the client's own mask does not ends the run and stays pending. */
+void run_mask_swap(u64 to);
+void run_mask_back(void);
+/* For the front: is it swapped, and for what? And what sees to it that signals without handlers are noticed. */
+bool run_mask_swapped(u64 *was);
+void run_set_watcher(void (*watch)(u64 signals));
 /* Did a signal come to this thread since run_begin()? */
 bool run_signalled(void);
+
+/* ---- hole.c: memory of the client that goes away ----------------------------------------------------------------- */
+
+/* The engine, until it exits; a fault in the client's memory ends it with EXIT_GONE or EXIT_INTERNAL. */
+void hole_run(struct kvm_vcpu *kv);
+/* For the front's handler of SIGSEGV and SIGBUS: was it such a fault? Then execution may go on with the context. */
+bool hole_fault(u64 address, void *ucontext);
+/* Does a slot of the VM lie in [address, address + size) of the client's memory? */
+bool vm_lends(struct vm *vm, u64 address, u64 size);
 
 /* ---- the ioctl doors: file.c --------------------------------------------------------------------------------------
  */
@@ -115,6 +135,10 @@ int kvm_file_mmap_fix(const struct kvm_file *file, u8 *base, u64 length, int pro
 void kvm_file_free(struct kvm_file *file);
 /* The engine's own descriptor of the file's memory, which is not one of the client's; -1: there is none. */
 int kvm_file_own_fd(const struct kvm_file *file);
+/* The client is about to change the mapping of its memory [address, address + size). If the file's VM uses it, its
+ * vCPUs are stopped until kvm_file_release(), and forget it. True: they are. The caller lets nobody else in. */
+bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size);
+void kvm_file_release(struct kvm_file *file);
 /* In a fork()ed child: lets go of what must not outlive the parent's VM. */
 void kvm_file_forked(struct kvm_file *file);
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../interp/interp.h"
+#include "../interp/thunk.h"
 #include "../jit/jit.h"
 
 static void bus_lock(struct mmu *m)
@@ -15,12 +16,14 @@ static void bus_lock(struct mmu *m)
 	struct vcpu *v = container_of(m, struct vcpu, mmu);
 
 	vm_stop(v->vm, v);
+	kvm_vcpu_of(v)->bus_locked = true;
 }
 
 static void bus_unlock(struct mmu *m)
 {
 	struct vcpu *v = container_of(m, struct vcpu, mmu);
 
+	kvm_vcpu_of(v)->bus_locked = false;
 	vm_resume(v->vm, v);
 }
 
@@ -46,6 +49,8 @@ int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vc
 	kv->cpu.is_bsp = id == 0;
 	kv->cpu.ops = ops;
 	kv->cpu.owner = kv;
+	/* Now, while no filter of the client refuses the calls that executable memory takes. */
+	(void)thunk_init();
 	rc = interp_create(&kv->cpu);
 	if (rc < 0) {
 		pthread_mutex_destroy(&kv->lock);

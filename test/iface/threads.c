@@ -381,9 +381,10 @@ TEST(storm_of_signals)
 
 	CHECK_EQ(guest_open(&g, 0x200000), 0);
 	CHECK_EQ(guest_start64(&g, 0x2000), 0);
-	/* mov ecx, 3000000; xor eax, eax; next: push rcx; call f; pop rcx; dec ecx; jnz next; hlt; f: add rax, rcx; ret
+	/* mov ecx, 30000000; xor eax, eax; next: push rcx; call f; pop rcx; dec ecx; jnz next; hlt; f: add rax, rcx;
+	 * ret
 	 */
-	CODE(&g, 0x2000, 0xb9, 0xc0, 0xc6, 0x2d, 0, 0x31, 0xc0, 0x51, 0xe8, 6, 0, 0, 0, 0x59, 0xff, 0xc9, 0x75, 0xf5,
+	CODE(&g, 0x2000, 0xb9, 0x80, 0xc3, 0xc9, 1, 0x31, 0xc0, 0x51, 0xe8, 6, 0, 0, 0, 0x59, 0xff, 0xc9, 0x75, 0xf5,
 	     0xf4, 0x48, 0x01, 0xc8, 0xc3);
 	signal(SIGALRM, on_alarm);
 	alarm_in(100, 100);
@@ -400,7 +401,7 @@ TEST(storm_of_signals)
 	alarm_in(0, 0);
 	CHECK_EQ(g.run.exit_reason, KVM_EXIT_HLT);
 	regs_get(&g, &r);
-	CHECK_EQ(r.rax, 3000000ull * 3000001 / 2);
+	CHECK_EQ(r.rax, 30000000ull * 30000001 / 2);
 	CHECK(interrupted > 3);
 	signal(SIGALRM, SIG_DFL);
 	guest_close(&g);

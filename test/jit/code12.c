@@ -392,11 +392,13 @@ static long flushes_in(FILE *f)
 	return n;
 }
 
-/* Linux' KVM has no such memory. */
+/* Linux' KVM has no such memory; and the engine beside a static program has an environment of its own. */
 static bool is_devkvm(void)
 {
-#ifdef LINKED
+#if defined(LINKED)
 	return true;
+#elif defined(STATIC)
+	return false;
 #else
 	const char *p = getenv("LD_PRELOAD");
 

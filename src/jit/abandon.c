@@ -1,0 +1,22 @@
+/*
+ * abandon.c: leaving translated code in the middle of an instruction, when the client's memory is gone under it.
+ *
+ * Guest registers are where translated code keeps them, so a stub can store them; which instruction faulted is not
+ * known, only its block. So the vCPU's state is not exact afterwards, and the run must end with an internal error.
+ */
+#include "trans.h"
+
+bool jit_abandon(struct vcpu *v, u64 host, u64 *rip, u64 *go_on)
+{
+	struct jit *j = v->jit;
+
+	if (!j || host - (u64)(uintptr_t)j->mem.rx >= j->mem.size)
+		return false;
+	*rip = v->r[R_RIP];
+	for (unsigned n = 0; n < HASH_SIZE; n++)
+		for (const struct tb *tb = j->hash[n]; tb; tb = tb->next)
+			if (host - (u64)(uintptr_t)tb->code < tb->code_len)
+				*rip = tb->rip;
+	*go_on = (u64)(uintptr_t)j->leave_lookup;
+	return true;
+}
