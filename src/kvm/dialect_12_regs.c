@@ -408,7 +408,7 @@ long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg)
 		if (d.control & KVM_GUESTDBG_INJECT_DB)
 			inject_event(kv, (struct event){.kind = EVENT_FAULT, .vector = EXC_DB});
 		else
-			inject_event(kv, (struct event){.kind = EVENT_TRAP, .vector = EXC_BP, .next_rip = v->r[R_RIP]});
+			inject_event(kv, (struct event){.kind = EVENT_TRAP, .vector = EXC_BP});
 	}
 	memset(g, 0, sizeof(*g));
 	kv->x12->guest_debug = d.control & KVM_GUESTDBG_ENABLE ? d.control : 0;
@@ -416,7 +416,10 @@ long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg)
 		g->enabled = true;
 		g->singlestep = d.control & KVM_GUESTDBG_SINGLESTEP;
 		g->sw_bp = d.control & KVM_GUESTDBG_USE_SW_BP;
-		for (unsigned n = 0; n < 4 && (d.control & KVM_GUESTDBG_USE_HW_BP); n++) {
+		g->own_bps = d.control & KVM_GUESTDBG_USE_HW_BP;
+		g->db = g->own_bps || g->singlestep;
+		g->dr7 = d.arch.debugreg[7];
+		for (unsigned n = 0; n < 4 && g->own_bps; n++) {
 			u64 dr7 = d.arch.debugreg[7];
 			unsigned rw = dr7 >> (16 + 4 * n) & 3;
 
