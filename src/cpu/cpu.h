@@ -171,6 +171,7 @@ struct guest_debug {
 	bool enabled, singlestep;
 	bool sw_bp;   /* INT3 exits */
 	bool db;      /* every #DB exits, also the guest's own */
+	bool no_irq;  /* interrupts, NMIs and SMIs wait */
 	bool own_bps; /* bp[] is in force in place of the guest's DR0-3 */
 	u64 dr7;      /* what is in force then, for the exit */
 	struct {

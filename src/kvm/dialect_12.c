@@ -59,7 +59,8 @@ static const struct {
         {KVM_CAP_SET_GUEST_DEBUG, 1},
         {KVM_CAP_GUEST_DEBUG_HW_BPS, 4},
         {KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |
-                                           KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP},
+                                           KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP |
+                                           KVM_GUESTDBG_BLOCKIRQ},
         {KVM_CAP_IRQCHIP, 1},
         {KVM_CAP_PIT2, 1},
         {KVM_CAP_PIT_STATE2, 1},

@@ -416,6 +416,7 @@ long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg)
 		g->enabled = true;
 		g->singlestep = d.control & KVM_GUESTDBG_SINGLESTEP;
 		g->sw_bp = d.control & KVM_GUESTDBG_USE_SW_BP;
+		g->no_irq = d.control & KVM_GUESTDBG_BLOCKIRQ;
 		g->own_bps = d.control & KVM_GUESTDBG_USE_HW_BP;
 		g->db = g->own_bps || g->singlestep;
 		g->dr7 = d.arch.debugreg[7];

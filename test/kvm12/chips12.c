@@ -220,6 +220,40 @@ TEST(client_sets_any_apic_mode)
 	guest_close(&g);
 }
 
+/* KVM_GUESTDBG_BLOCKIRQ: a debugger's steps stay in the code it looks at. What came meanwhile is taken afterwards. */
+TEST(steps_without_interrupts)
+{
+	struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ};
+	struct guest g;
+	uint8_t *end;
+
+	CHECK_EQ(chips_open(&g), 0);
+	guest_code(&g);
+	end = memchr(g.ram + 0x1000, 0xf4, 0x100);
+	memcpy(end, "\x90\x90\x90\xf4", 4);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x10);
+	CHECK_EQ(line(&g, 5, 1), 0);
+	CHECK_EQ(line(&g, 5, 0), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+	for (int n = 0; n < 3; n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_DEBUG);
+		CHECK_EQ(g.run->debug.arch.pc, (uint64_t)(end - g.ram + n));
+	}
+	d.control = 0;
+	CODE(&g, 2 * 4, 0x00, 0x20, 0x00, 0x00);
+	CODE(&g, 0x2000, 0xe6, 0x77, 0xcf); /* the NMI's handler: out 0x77, al; iret */
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x77);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x85);
+	guest_close(&g);
+}
+
 TEST(many_vms)
 {
 	for (unsigned n = 0; n < 100; n++) {
