@@ -621,9 +621,18 @@ TEST(debug_breakpoints)
 	CHECK_EQ(g.run->debug.arch.pc, 0x1007);
 	CHECK_EQ(g.run->debug.arch.dr6 & 0xf, 4);
 	CHECK_EQ(g.run->debug.arch.dr7, 0x1000420);
+	/* DR7.GD of the client's: the guest's access to a debug register exits. */
+	CODE(&g, 0x1007, 0x0f, 0x21, 0xf8, 0x40, 0xf4); /* mov eax, dr7; inc ax; hlt */
+	d.arch.debugreg[7] = 0x2400;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_DEBUG);
+	CHECK_EQ(g.run->debug.arch.pc, 0x1007);
+	CHECK_EQ(g.run->debug.arch.dr6, 0xffff2ff0);
 	d.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rip, 0x1007);
 	r.rflags |= 0x100; /* TF */
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
 	CHECK_EQ(guest_run(&g), 0);
