@@ -246,6 +246,8 @@ static void eoi(struct lapic *l)
 		l->chips->ops->eoi(l->chips->owner, l->vcpu, (u8)vec);
 	else if (vec_test(&l->reg[LAPIC_TMR], (u8)vec) && !(l->reg[LAPIC_SVR] & SVR_NO_BROADCAST_EOI))
 		ioapic_eoi_locked(l->chips, (u8)vec);
+	else if (!vec_test(&l->reg[LAPIC_TMR], (u8)vec) && l->chips->pit.pending)
+		ioapic_edge_eoi_locked(l->chips, (u8)vec);
 	kick(l);
 }
 

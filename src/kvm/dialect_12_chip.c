@@ -926,11 +926,18 @@ long set_pit2(struct vm *vm, unsigned long arg)
 
 long reinject_control(struct vm *vm, unsigned long arg)
 {
+	struct chips *c = pit_of(vm);
 	struct kvm_reinject_control r;
 	long rc = user_read(&r, (void *)arg, sizeof(r));
 
-	/* GAP(pit-reinject): ticks that came while one was pending are never made up for. */
-	return rc < 0 ? rc : pit_of(vm) ? 0 : -ENXIO;
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	pthread_mutex_lock(&c->lock);
+	pit_reinject_locked(c, r.pit_reinject);
+	pthread_mutex_unlock(&c->lock);
+	return 0;
 }
 
 /* How the interface shows registers of an x2APIC: the id as an xAPIC's unless KVM_CAP_X2APIC_API said otherwise. */

@@ -140,18 +140,83 @@ TEST(pit_ticks)
 	/* before all: mov al, 0x34; out 0x43, al; mov al, 0xa9; out 0x40, al; mov al, 4; out 0x40, al; jmp 0x1000 */
 	CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
 	CHECK_EQ(guest_start16(&g, 0x800), 0);
+	clock_gettime(CLOCK_MONOTONIC, &a);
 	CHECK_EQ(guest_run(&g), 0);
 	CHECK_EQ(g.run->io.port, 0x10);
-	CHECK_EQ(guest_run(&g), 0);
-	CHECK_EQ(g.run->io.port, 0x80);
-	clock_gettime(CLOCK_MONOTONIC, &a);
 	for (unsigned n = 0; n < 50; n++) {
 		CHECK_EQ(guest_run(&g), 0);
 		CHECK_EQ(g.run->io.port, 0x80);
 	}
 	clock_gettime(CLOCK_MONOTONIC, &b);
 	ms = (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
-	CHECK(ms > 40);
+	CHECK(ms > 49);
+	guest_close(&g);
+}
+
+/* Ticks that the client kept the guest from taking are made up for, one an EOI, unless it says otherwise; a counter in
+ * BCD counts decimally. */
+TEST(pit_reinjection)
+{
+	for (unsigned on = 0; on < 2; on++) {
+		struct kvm_reinject_control r = {.pit_reinject = (uint8_t)on};
+		struct guest g;
+		unsigned n, got = 0;
+		struct timespec a, b;
+		double ms;
+
+		CHECK_EQ(chips_open(&g), 0);
+		guest_code(&g);
+		/* As above, 10 ms (11932). */
+		CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x9c, 0xe6, 0x40, 0xb0, 0x2e, 0xe6, 0x40, 0xe9, 0xf1,
+		     0x07);
+		CHECK_EQ(guest_start16(&g, 0x800), 0);
+		CHECK_EQ(kioctl(g.vm, KVM_REINJECT_CONTROL, &r), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x10);
+		usleep(300000);
+		clock_gettime(CLOCK_MONOTONIC, &a);
+		for (n = 0; n < 20; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, 0x80);
+			clock_gettime(CLOCK_MONOTONIC, &b);
+			ms = (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
+			got = n + 1;
+			if (ms > 60)
+				break;
+		}
+		/* 30 were owed, and 20 come at once; without, one, and one each 10 ms. */
+		if (on)
+			CHECK_EQ(got, 20);
+		else
+			CHECK(got < 12);
+		guest_close(&g);
+	}
+}
+
+/* As the data sheet has it. Linux' KVM keeps the bit and counts in binary: this one fails there. */
+TEST(pit_bcd)
+{
+	struct guest g;
+	unsigned last = 0;
+
+	CHECK_EQ(chips_open(&g), 0);
+	/* Counter 2 in mode 2 from 1234 (BCD), then latched and read, for ever: al, ah at port 0x10 each. */
+	CODE(&g, 0x1000, 0xb0, 0xb5, 0xe6, 0x43, 0xb0, 0x34, 0xe6, 0x42, 0xb0, 0x12, 0xe6, 0x42, 0xb0, 1, 0xe6, 0x61,
+	     0xb0, 0x80, 0xe6, 0x43, 0xe4, 0x42, 0xe6, 0x10, 0xe4, 0x42, 0xe6, 0x10, 0xeb, 0xf2);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned n = 0; n < 5000 && !(last & 0x800); n++) {
+		unsigned val;
+
+		CHECK_EQ(guest_run(&g), 0);
+		while (g.run->io.port == 0x61)
+			CHECK_EQ(guest_run(&g), 0);
+		val = *guest_io(&g);
+		CHECK_EQ(guest_run(&g), 0);
+		val |= (unsigned)*guest_io(&g) << 8;
+		CHECK((val & 15) < 10 && (val >> 4 & 15) < 10 && (val >> 8 & 15) < 10 && val <= 0x1234);
+		last |= val;
+	}
+	CHECK(last & 0x800);
 	guest_close(&g);
 }
 
