@@ -1,7 +1,7 @@
 /*
- * exits12.c: what leaving the guest costs a client of today's interface (API 12) under `devkvm run`, or on the /dev/kvm of
- * the machine: the round trip of a PIO write, of a PIO read and of an MMIO write that the client handles. Medians of many
- * rounds, in nanoseconds.
+ * exits12.c: what leaving the guest costs a client of today's interface (API 12) under `devkvm run`, or on the /dev/kvm
+ * of the machine: the round trip of a PIO write, of a PIO read and of an MMIO write that the client handles. Medians of
+ * many rounds, in nanoseconds.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -37,9 +37,9 @@ static const struct {
 	unsigned exit;
 	uint8_t code[8];
 } loops[] = {
-        {"PIO write, round trip, API 12", KVM_EXIT_IO, {0xe6, 0x80, 0xeb, 0xfc}},               /* out 0x80, al */
-        {"PIO read, round trip, API 12", KVM_EXIT_IO, {0xe4, 0x80, 0xeb, 0xfc}},                /* in al, 0x80 */
-        {"MMIO write, round trip, API 12", KVM_EXIT_MMIO, {0xa2, 0x00, 0xf0, 0xeb, 0xfb}},      /* mov [0x1f000], al */
+        {"PIO write, round trip, API 12", KVM_EXIT_IO, {0xe6, 0x80, 0xeb, 0xfc}},          /* out 0x80, al */
+        {"PIO read, round trip, API 12", KVM_EXIT_IO, {0xe4, 0x80, 0xeb, 0xfc}},           /* in al, 0x80 */
+        {"MMIO write, round trip, API 12", KVM_EXIT_MMIO, {0xa2, 0x00, 0xf0, 0xeb, 0xfb}}, /* mov [0x1f000], al */
 };
 
 static void fail(const char *what)

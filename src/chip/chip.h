@@ -147,6 +147,7 @@ struct chips {
 	struct lapic *lapic[CHIP_VCPUS]; /* NULL: no such vCPU */
 	unsigned n_lapic;                /* one past the highest that is there */
 	bool x2_format;                  /* KVM_CAP_X2APIC_API: destinations in messages have 32 bits */
+	bool lint0_masked;               /* the boot processor's LINT0 after RESET, else as firmware leaves it */
 	bool x2_no_quirk;                /* ... and 0xff is not everybody to an x2APIC */
 	struct ioapic ioapic;
 	struct pic pic[2]; /* master, slave */

@@ -81,7 +81,7 @@ void lapic_reset_locked(struct lapic *l, bool init)
 	for (unsigned n = LAPIC_LVT_TIMER; n <= LAPIC_LVT_ERROR; n++)
 		l->reg[n] = LVT_MASKED;
 	/* The boot processor's LINT0 passes the i8259 on, as firmware finds it under Linux' KVM. */
-	if (l->bsp && !init)
+	if (l->bsp && !l->chips->lint0_masked)
 		l->reg[LAPIC_LINT0] = 7u << 8;
 	if (l->x2apic)
 		l->reg[LAPIC_LDR] = (l->x2id >> 4) << 16 | 1u << (l->x2id & 15);

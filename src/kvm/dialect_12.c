@@ -31,6 +31,7 @@ int sealed_memfd(const char *name, u64 size)
 
 /* ---- capabilities ------------------------------------------------------------------------------------------------ */
 
+/* KVM_X86_QUIRK_CD_NW_CLEARED is about the host's caches: nothing changes for the guest. */
 #define QUIRKS                                                                                                         \
 	(KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN |       \
 	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |           \
@@ -157,9 +158,11 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 		if (c->args[0] & ~(u64)QUIRKS)
 			return -EINVAL;
 		x->quirks_off = c->args[0];
+		chips12_quirks(vm);
 		return 0;
 	case KVM_CAP_DISABLE_QUIRKS:
 		x->quirks_off = c->args[0];
+		chips12_quirks(vm);
 		return 0;
 	case KVM_CAP_MSR_PLATFORM_INFO:
 		x->platform_info_off = !c->args[0];
@@ -178,7 +181,8 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 	case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
 		if (c->args[0] & ~1ull)
 			return -EINVAL;
-		x->emulation_exit = c->args[0];
+		/* Without it Linux' KVM raises #UD in a user program whose instruction it cannot emulate. There is no
+		 * such instruction here: what we cannot do always ends the run, as the capability asks. */
 		return 0;
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:

@@ -426,6 +426,7 @@ static int create_locked(struct vm *vm, bool split, unsigned pins)
 	x->chips->split = split;
 	x->chips->x2_format = vm->x12->x2_format;
 	x->chips->x2_no_quirk = vm->x12->x2_no_quirk;
+	chips12_quirks(vm);
 	if (!split)
 		routes_default(x->chips);
 	pthread_mutex_unlock(&x->chips->lock);
@@ -462,6 +463,12 @@ int x2apic_api(struct vm *vm, u64 flags)
 		c->x2_no_quirk = vm->x12->x2_no_quirk;
 	}
 	return 0;
+}
+
+void chips12_quirks(struct vm *vm)
+{
+	if (chips_of(vm))
+		chips_of(vm)->lint0_masked = vm->x12->quirks_off & KVM_X86_QUIRK_LINT0_REENABLED;
 }
 
 /* Without interrupt chips its ticks go nowhere. */
@@ -999,6 +1006,12 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
 
 	if (!l)
 		return false;
+	if (off < 0x1000 && (!l->enabled || l->x2apic) && !(v->vm->x12->quirks_off & KVM_X86_QUIRK_LAPIC_MMIO_HOLE)) {
+		/* The page of an APIC that does not answer there stays nobody's, as under Linux' KVM. */
+		if (read)
+			memset(data, 0xff, len);
+		return true;
+	}
 	if (!(off < 0x1000 && l->enabled && !l->x2apic))
 		return chips_mmio(l->chips, read, gpa, len, data);
 	pthread_mutex_lock(&l->chips->lock);
