@@ -55,6 +55,7 @@ help:
 	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
 	@echo "make check-selftests builds the KVM selftests of Linux 6.1 and runs them"
 	@echo "make bench        runs the workloads natively, under QEMU's TCG and under devkvm, side by side"
+	@echo "make bench-qemu   runs them under the same QEMU with -accel tcg, and with -accel kvm on devkvm"
 	@echo 'make install      installs under PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make format       lays the sources out with clang-format'
 	@echo 'make clean        removes the build folders'

@@ -10,12 +10,24 @@ $(BUILD)/bench/exits: bench/exits.c $(BUILD)/libdevkvm.a
 	@echo "  LINK $@"
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Iinclude/2006 -o $@ $^ $(ENGINE_LIBS)
 
-bench: all $(BUILD)/bench/work $(BUILD)/bench/exits
+$(BUILD)/bench/exits12: bench/exits12.c | $(BUILD)/.deps
+	@mkdir -p $(@D)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -o $@ $<
+
+bench: all $(BUILD)/bench/work $(BUILD)/bench/exits $(BUILD)/bench/exits12
 	@tools/need $(DEPS_BOOT) $(DEPS_BENCH)
 	@bench/run $(BUILD)
 	@$(BUILD)/bench/exits
+	@$(BUILD)/devkvm run -- $(BUILD)/bench/exits12
+
+# The same QEMU twice: -accel tcg, and -accel kvm on devkvm.
+bench-qemu: all $(BUILD)/bench/work $(BUILD)/bench/exits12
+	@tools/need $(DEPS_BOOT) $(DEPS_BENCH)
+	@ENGINES=qemu OUT=$(BUILD)/bench-qemu bench/run $(BUILD) $(ROUNDS)
+	@$(BUILD)/devkvm run -- $(BUILD)/bench/exits12
 
 bench-interp: $(T)/speed
 	$(T)/speed
 
-.PHONY: bench bench-interp
+.PHONY: bench bench-interp bench-qemu

@@ -120,6 +120,11 @@ struct pit {
 	bool present, speaker; /* port 0x61 is ours */
 	bool out2;             /* speaker data bit */
 	u64 next;              /* next edge of counter 0, NEVER: none */
+	/* Made up for (KVM_REINJECT_CONTROL): an edge waits until the guest has acknowledged the one before. */
+	bool drop;   /* ... not: edges come when they come */
+	bool acked;  /* the last edge was, or there was none */
+	u32 pending; /* edges that came and are not acknowledged, the one on its way among them */
+	bool again;  /* one of them is due */
 };
 
 enum gsi_kind { GSI_NONE, GSI_PIC, GSI_IOAPIC, GSI_MSI };
@@ -142,6 +147,7 @@ struct chips {
 	struct lapic *lapic[CHIP_VCPUS]; /* NULL: no such vCPU */
 	unsigned n_lapic;                /* one past the highest that is there */
 	bool x2_format;                  /* KVM_CAP_X2APIC_API: destinations in messages have 32 bits */
+	bool lint0_masked;               /* the boot processor's LINT0 after RESET, else as firmware leaves it */
 	bool x2_no_quirk;                /* ... and 0xff is not everybody to an x2APIC */
 	struct ioapic ioapic;
 	struct pic pic[2]; /* master, slave */
@@ -215,6 +221,8 @@ int ioapic_set_locked(struct chips *c, unsigned pin, bool level);
 u32 ioapic_read(struct chips *c, u32 offset);
 void ioapic_write(struct chips *c, u32 offset, u32 val);
 void ioapic_eoi_locked(struct chips *c, u8 vector);
+/* The EOI of an edge-triggered vector, which an IOAPIC does not see: for the timer that waits for it. */
+void ioapic_edge_eoi_locked(struct chips *c, u8 vector);
 void ioapic_changed_locked(struct chips *c);
 
 void pic_reset(struct chips *c);
@@ -229,6 +237,13 @@ void pit_reset(struct pit *p);
 u8 pit_read_locked(struct chips *c, u16 port);
 void pit_write_locked(struct chips *c, u16 port, u8 val);
 void pit_fire_locked(struct chips *c, u64 now);
+/* Is this pin at the end of the line that counter 0 drives? */
+bool pit_drives(const struct chips *c, enum gsi_kind kind, unsigned pin);
+/* The guest acknowledged an interrupt of it; its line starts afresh. */
+void pit_acked_locked(struct chips *c);
+void pit_fresh_locked(struct chips *c);
+/* Are ticks that the guest is too slow for made up for? */
+void pit_reinject_locked(struct chips *c, bool on);
 /* Counter n was given this reload value at `when`. */
 void pit_load_locked(struct chips *c, unsigned n, u32 count, u64 when);
 

@@ -2,7 +2,11 @@
  * i8254.c: the interval timer of a PC (Intel data sheet 231164), and port 0x61 where it was asked for.
  *
  * Invariant: a counter's value follows from the time it was loaded; only counter 0's output leads anywhere (GSI 0, as
- * pulses), so only it has a moment to wait for.
+ * pulses), so only it has a moment to wait for. Counts are binary in here; with BCD the guest's side is converted.
+ *
+ * Edges that the guest is too slow for are made up for, as Linux' KVM does unless KVM_REINJECT_CONTROL says otherwise:
+ * each waits for the acknowledgement (EOI) of the one before. A counter that is loaded and a line that is unmasked
+ * start afresh. What was acknowledged inside of another chip's work is sent by the helper thread (pit.again).
  */
 #include "chip.h"
 
@@ -12,12 +16,14 @@
 
 void pit_reset(struct pit *p)
 {
-	bool present = p->present, speaker = p->speaker;
+	bool present = p->present, speaker = p->speaker, drop = p->drop;
 
 	memset(p, 0, sizeof(*p));
 	p->present = present;
 	p->speaker = speaker;
+	p->drop = drop;
 	p->next = NEVER;
+	p->acked = true;
 	for (unsigned n = 0; n < 3; n++) {
 		p->c[n].mode = 0xff;
 		p->c[n].gate = n != 2;
@@ -36,7 +42,17 @@ static u64 passed(const struct pit_counter *k)
 	return (u64)((u128)(chip_now() - k->start) * HZ / 1000000000);
 }
 
-static u16 count_now(const struct pit_counter *k)
+static u16 to_bcd(u32 n)
+{
+	return (u16)(n / 1000 % 10 << 12 | n / 100 % 10 << 8 | n / 10 % 10 << 4 | n % 10);
+}
+
+static u32 from_bcd(u32 n)
+{
+	return (n >> 12) * 1000 + (n >> 8 & 15) * 100 + (n >> 4 & 15) * 10 + (n & 15);
+}
+
+static u32 count_binary(const struct pit_counter *k)
 {
 	u64 d = passed(k);
 
@@ -45,12 +61,31 @@ static u16 count_now(const struct pit_counter *k)
 	case 1:
 	case 4:
 	case 5:
-		return (u16)(k->count - d);
+		return (u32)(k->count - d);
 	case 3:
-		return (u16)(k->count - (2 * d) % k->count);
+		return (u32)(k->count - (2 * d) % k->count);
 	default:
-		return (u16)(k->count - d % k->count);
+		return (u32)(k->count - d % k->count);
 	}
+}
+
+/* As the guest reads it. One-shot counters go on below zero, from 9999 or 65535. */
+static u16 count_now(const struct pit_counter *k)
+{
+	u32 n = count_binary(k);
+
+	if (!k->bcd)
+		return (u16)n;
+	return to_bcd((u32)(((s64)(s32)n % 10000 + 10000) % 10000));
+}
+
+/* The guest's reload value; 0 is the largest. */
+static void load(struct chips *c, unsigned n, u16 val)
+{
+	if (c->pit.c[n].bcd)
+		pit_load_locked(c, n, val ? from_bcd(val) : 10000, chip_now());
+	else
+		pit_load_locked(c, n, val, chip_now());
 }
 
 static bool out_now(const struct pit_counter *k)
@@ -88,27 +123,84 @@ void pit_load_locked(struct chips *c, unsigned n, u32 count, u64 when)
 {
 	c->pit.c[n].count = count ? count : 0x10000;
 	c->pit.c[n].start = when;
-	if (n == 0)
+	if (n == 0) {
+		pit_fresh_locked(c);
 		arm(c);
+	}
+}
+
+static void edge(struct chips *c)
+{
+	if (!c->pit.drop && !c->pit.acked)
+		return;
+	c->pit.acked = false;
+	gsi_set_locked(c, 0, 2, true);
+	gsi_set_locked(c, 0, 2, false);
 }
 
 void pit_fire_locked(struct chips *c, u64 now)
 {
-	struct pit_counter *k = &c->pit.c[0];
-	u64 period = ticks_to_ns(k->count);
+	struct pit *p = &c->pit;
+	const struct pit_counter *k = &p->c[0];
+	u64 period = ticks_to_ns(k->count), edges = 1;
 
+	if (p->again) {
+		p->again = false;
+		edge(c);
+	}
+	if (p->next > now)
+		return;
 	if (k->mode == 2 || k->mode == 3) {
 		if (period < 20000)
 			period = 20000;
-		c->pit.next += period;
-		/* Ticks that came late by more than one period are lost, as on a machine whose interrupts were off. */
-		if (c->pit.next <= now)
-			c->pit.next = now + period;
+		edges += (now - p->next) / period;
+		p->next += edges * period;
 	} else {
-		c->pit.next = NEVER;
+		p->next = NEVER;
 	}
-	gsi_set_locked(c, 0, 2, true);
-	gsi_set_locked(c, 0, 2, false);
+	if (!p->drop)
+		p->pending = edges > ~p->pending ? ~0u : p->pending + (u32)edges;
+	edge(c);
+}
+
+bool pit_drives(const struct chips *c, enum gsi_kind kind, unsigned pin)
+{
+	const struct gsi *g = &c->gsi[0];
+
+	for (unsigned n = 0; c->pit.present && n < g->n; n++)
+		if (g->e[n].kind == kind && g->e[n].pin == pin)
+			return true;
+	return false;
+}
+
+void pit_fresh_locked(struct chips *c)
+{
+	c->pit.pending = 0;
+	c->pit.acked = true;
+	c->pit.again = false;
+}
+
+void pit_acked_locked(struct chips *c)
+{
+	struct pit *p = &c->pit;
+
+	p->acked = true;
+	if (!p->pending || p->drop)
+		return;
+	p->pending--;
+	if (p->pending) {
+		p->again = true;
+		chips_timer_changed_locked(c);
+	}
+}
+
+void pit_reinject_locked(struct chips *c, bool on)
+{
+	if (on == !c->pit.drop)
+		return;
+	if (on)
+		pit_fresh_locked(c);
+	c->pit.drop = !on;
 }
 
 static void latch_count(struct pit_counter *k)
@@ -149,7 +241,7 @@ static void write_control(struct chips *c, u8 val)
 		k->mode = val >> 1 & 7;
 		if (k->mode > 5)
 			k->mode &= 3;
-		k->bcd = val & 1; /* GAP(pit-bcd): counts in binary all the same */
+		k->bcd = val & 1;
 		k->latched = 0;
 		if (val >> 6 == 0) {
 			p->next = NEVER;
@@ -178,10 +270,10 @@ void pit_write_locked(struct chips *c, u16 port, u8 val)
 	k = &c->pit.c[port & 3];
 	switch (k->rw_write) {
 	case 1:
-		pit_load_locked(c, port & 3, val, chip_now());
+		load(c, port & 3, val);
 		break;
 	case 2:
-		pit_load_locked(c, port & 3, (u32)val << 8, chip_now());
+		load(c, port & 3, (u16)(val << 8));
 		break;
 	case 3:
 		k->write_low = val;
@@ -189,7 +281,7 @@ void pit_write_locked(struct chips *c, u16 port, u8 val)
 		break;
 	case 4:
 		k->rw_write = 3;
-		pit_load_locked(c, port & 3, k->write_low | (u32)val << 8, chip_now());
+		load(c, port & 3, (u16)(k->write_low | val << 8));
 		break;
 	}
 }

@@ -119,6 +119,8 @@ static void in_service(struct pic *p, int n)
 static void acked(struct chips *c, int line)
 {
 	c->ops->acked(c->owner, GSI_PIC, (unsigned)line);
+	if (pit_drives(c, GSI_PIC, (unsigned)line))
+		pit_acked_locked(c);
 }
 
 u8 pic_ack_locked(struct chips *c)
@@ -225,6 +227,7 @@ static void write_data(struct pic *p, u8 val)
 void pic_write_locked(struct chips *c, u16 port, u8 val)
 {
 	struct pic *p = &c->pic[port >= 0xa0 && port != 0x4d0 ? 1 : 0];
+	u8 was = c->pic[0].imr;
 
 	if (port == 0x4d0 || port == 0x4d1)
 		c->pic[port & 1].elcr = val & c->pic[port & 1].elcr_mask;
@@ -232,6 +235,9 @@ void pic_write_locked(struct chips *c, u16 port, u8 val)
 		write_data(p, val);
 	else
 		write_command(c, p, val);
+	/* A line that is open again, or a pair that starts again, has nothing to be made up for. */
+	if ((((was & ~c->pic[0].imr) & 1) || (p == &c->pic[0] && p->icw_step == 2)) && pit_drives(c, GSI_PIC, 0))
+		pit_fresh_locked(c);
 	pic_update_locked(c);
 }
 

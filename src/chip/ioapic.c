@@ -88,6 +88,13 @@ void ioapic_eoi_locked(struct chips *c, u8 vector)
 	}
 }
 
+void ioapic_edge_eoi_locked(struct chips *c, u8 vector)
+{
+	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
+		if ((u8)c->ioapic.redir[pin] == vector && pit_drives(c, GSI_IOAPIC, pin))
+			pit_acked_locked(c);
+}
+
 void ioapic_changed_locked(struct chips *c)
 {
 	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
@@ -128,7 +135,7 @@ void ioapic_write(struct chips *c, u32 offset, u32 val)
 		if (io->select == 0) {
 			io->id = val >> 24 & 15;
 		} else if (io->select >= 0x10 && n < IOAPIC_PINS) {
-			u64 *e = &io->redir[n], keep = *e & (RED_REMOTE_IRR | RED_STATUS);
+			u64 *e = &io->redir[n], keep = *e & (RED_REMOTE_IRR | RED_STATUS), was = *e;
 
 			if (io->select & 1)
 				*e = (*e & 0xffffffff) | (u64)val << 32;
@@ -139,6 +146,8 @@ void ioapic_write(struct chips *c, u32 offset, u32 val)
 				*e &= ~(u64)RED_REMOTE_IRR;
 			else if (io->level >> n & 1)
 				io->irr |= 1u << n;
+			if ((was & RED_MASK) && !(*e & RED_MASK) && pit_drives(c, GSI_IOAPIC, n))
+				pit_fresh_locked(c);
 			service(c, n);
 		}
 	}

@@ -81,7 +81,7 @@ void lapic_reset_locked(struct lapic *l, bool init)
 	for (unsigned n = LAPIC_LVT_TIMER; n <= LAPIC_LVT_ERROR; n++)
 		l->reg[n] = LVT_MASKED;
 	/* The boot processor's LINT0 passes the i8259 on, as firmware finds it under Linux' KVM. */
-	if (l->bsp && !init)
+	if (l->bsp && !l->chips->lint0_masked)
 		l->reg[LAPIC_LINT0] = 7u << 8;
 	if (l->x2apic)
 		l->reg[LAPIC_LDR] = (l->x2id >> 4) << 16 | 1u << (l->x2id & 15);
@@ -246,6 +246,8 @@ static void eoi(struct lapic *l)
 		l->chips->ops->eoi(l->chips->owner, l->vcpu, (u8)vec);
 	else if (vec_test(&l->reg[LAPIC_TMR], (u8)vec) && !(l->reg[LAPIC_SVR] & SVR_NO_BROADCAST_EOI))
 		ioapic_eoi_locked(l->chips, (u8)vec);
+	else if (!vec_test(&l->reg[LAPIC_TMR], (u8)vec) && l->chips->pit.pending)
+		ioapic_edge_eoi_locked(l->chips, (u8)vec);
 	kick(l);
 }
 

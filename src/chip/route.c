@@ -148,7 +148,7 @@ int gsi_set(struct chips *c, unsigned gsi, unsigned source, bool level)
 
 static u64 earliest(const struct chips *c)
 {
-	u64 t = c->pit.next;
+	u64 t = c->pit.again ? 0 : c->pit.next;
 
 	for (unsigned n = 0; n < c->n_lapic; n++) {
 		if (!c->lapic[n])
@@ -177,7 +177,7 @@ u64 chips_run_timers_locked(struct chips *c)
 
 	/* The caller looks at what is returned: nobody needs to be told of changes in here. */
 	c->next_timer = 0;
-	if (c->pit.next <= now)
+	if (c->pit.next <= now || c->pit.again)
 		pit_fire_locked(c, now);
 	for (unsigned n = 0; n < c->n_lapic; n++) {
 		struct lapic *l = c->lapic[n];

@@ -169,7 +169,11 @@ struct vcpu_ops {
 /* The client's debugging (KVM_DEBUG_GUEST, KVM_SET_GUEST_DEBUG): invisible to the guest. */
 struct guest_debug {
 	bool enabled, singlestep;
-	bool sw_bp; /* INT3 exits */
+	bool sw_bp;   /* INT3 exits */
+	bool db;      /* every #DB exits, also the guest's own */
+	bool no_irq;  /* interrupts, NMIs and SMIs wait */
+	bool own_bps; /* bp[] is in force in place of the guest's DR0-3 */
+	u64 dr7;      /* what is in force then, for the exit */
 	struct {
 		bool enabled;
 		gva_t addr;

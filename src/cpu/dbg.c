@@ -18,13 +18,7 @@ struct bp {
 
 static bool client_bps(const struct vcpu *v)
 {
-	if (!v->gdbg.enabled)
-		return false;
-	for (unsigned n = 0; n < 4; n++) {
-		if (v->gdbg.bp[n].enabled)
-			return true;
-	}
-	return false;
+	return v->gdbg.enabled && v->gdbg.own_bps;
 }
 
 static struct bp bp_get(const struct vcpu *v, unsigned n, bool client)
@@ -80,7 +74,7 @@ static int client_exit(struct vcpu *v, u8 vector, u64 dr6)
 	v->exit.debug.vector = vector;
 	v->exit.debug.rip = v->r[R_RIP] + (v->mode == MODE_64 ? 0 : v->seg[SEG_CS].base);
 	v->exit.debug.dr6 = dr6 | DR6_FIXED;
-	v->exit.debug.dr7 = v->dr7;
+	v->exit.debug.dr7 = client_bps(v) ? v->gdbg.dr7 : v->dr7;
 	return STEP_EXIT;
 }
 
@@ -158,7 +152,7 @@ bool dbg_intercept(struct vcpu *v, const struct event *e)
 {
 	if (!v->gdbg.enabled)
 		return false;
-	if (e->vector == EXC_DB && (e->kind == EVENT_FAULT || e->kind == EVENT_TRAP)) {
+	if (v->gdbg.db && e->vector == EXC_DB && (e->kind == EVENT_FAULT || e->kind == EVENT_TRAP)) {
 		client_exit(v, EXC_DB, e->dr6);
 		return true;
 	}

@@ -558,6 +558,8 @@ static int handle_events(struct vcpu *v, u32 ev)
 		return RUN_ONE;
 	if (ev & EV_SHADOW)
 		clear_event(v, EV_SHADOW);
+	if (unlikely(v->gdbg.no_irq))
+		return RUN;
 	if ((ev & EV_NMI) && !v->nmi_masked) {
 		clear_event(v, EV_NMI);
 		v->interp->epoch++;

@@ -126,7 +126,7 @@ static int dr_open(struct vcpu *v, unsigned *n)
 		return excp_raise(v, EXC_UD);
 	if (v->cpl != 0)
 		return gp0(v);
-	if (v->dr7 & DR7_GD) {
+	if ((v->gdbg.own_bps ? v->gdbg.dr7 : v->dr7) & DR7_GD) {
 		v->excp = (struct event){.kind = EVENT_FAULT, .vector = EXC_DB, .dr6 = DR6_BD};
 		return STEP_EXCP;
 	}

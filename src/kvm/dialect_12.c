@@ -31,6 +31,7 @@ int sealed_memfd(const char *name, u64 size)
 
 /* ---- capabilities ------------------------------------------------------------------------------------------------ */
 
+/* KVM_X86_QUIRK_CD_NW_CLEARED is about the host's caches: nothing changes for the guest. */
 #define QUIRKS                                                                                                         \
 	(KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN |       \
 	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |           \
@@ -59,7 +60,8 @@ static const struct {
         {KVM_CAP_SET_GUEST_DEBUG, 1},
         {KVM_CAP_GUEST_DEBUG_HW_BPS, 4},
         {KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |
-                                           KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP},
+                                           KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP |
+                                           KVM_GUESTDBG_BLOCKIRQ},
         {KVM_CAP_IRQCHIP, 1},
         {KVM_CAP_PIT2, 1},
         {KVM_CAP_PIT_STATE2, 1},
@@ -156,9 +158,11 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 		if (c->args[0] & ~(u64)QUIRKS)
 			return -EINVAL;
 		x->quirks_off = c->args[0];
+		chips12_quirks(vm);
 		return 0;
 	case KVM_CAP_DISABLE_QUIRKS:
 		x->quirks_off = c->args[0];
+		chips12_quirks(vm);
 		return 0;
 	case KVM_CAP_MSR_PLATFORM_INFO:
 		x->platform_info_off = !c->args[0];
@@ -177,7 +181,8 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 	case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
 		if (c->args[0] & ~1ull)
 			return -EINVAL;
-		x->emulation_exit = c->args[0];
+		/* Without it Linux' KVM raises #UD in a user program whose instruction it cannot emulate. There is no
+		 * such instruction here: what we cannot do always ends the run, as the capability asks. */
 		return 0;
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:

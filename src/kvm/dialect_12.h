@@ -79,7 +79,7 @@ struct vm12 {
 	u32 boot_id;                 /* KVM_SET_BOOT_CPU_ID */
 	u32 msr_exits;               /* KVM_MSR_EXIT_REASON_x */
 	bool x2_format, x2_no_quirk; /* KVM_CAP_X2APIC_API */
-	bool platform_info_off, payload, triple_fault, emulation_exit;
+	bool platform_info_off, payload, triple_fault;
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
 	struct hv_vm *hv;          /* dialect_12_hyperv.c; NULL: not used yet */
 	struct hv_conn *hv_conn;   /* KVM_HYPERV_EVENTFD */
@@ -222,6 +222,8 @@ bool eoi12_exit(struct kvm_vcpu *kv);
 /* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
 int split_irqchip(struct vm *vm, u64 pins);
 int x2apic_api(struct vm *vm, u64 flags);
+/* KVM_CAP_DISABLE_QUIRKS changed vm12.quirks_off. */
+void chips12_quirks(struct vm *vm);
 /* An access to memory that no slot covers, on the vCPU: true when the local APIC or IOAPIC answers. */
 bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 /* The vCPU of a local APIC id, NULL: none. */

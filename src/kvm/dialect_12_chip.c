@@ -426,6 +426,7 @@ static int create_locked(struct vm *vm, bool split, unsigned pins)
 	x->chips->split = split;
 	x->chips->x2_format = vm->x12->x2_format;
 	x->chips->x2_no_quirk = vm->x12->x2_no_quirk;
+	chips12_quirks(vm);
 	if (!split)
 		routes_default(x->chips);
 	pthread_mutex_unlock(&x->chips->lock);
@@ -462,6 +463,12 @@ int x2apic_api(struct vm *vm, u64 flags)
 		c->x2_no_quirk = vm->x12->x2_no_quirk;
 	}
 	return 0;
+}
+
+void chips12_quirks(struct vm *vm)
+{
+	if (chips_of(vm))
+		chips_of(vm)->lint0_masked = vm->x12->quirks_off & KVM_X86_QUIRK_LINT0_REENABLED;
 }
 
 /* Without interrupt chips its ticks go nowhere. */
@@ -926,11 +933,18 @@ long set_pit2(struct vm *vm, unsigned long arg)
 
 long reinject_control(struct vm *vm, unsigned long arg)
 {
+	struct chips *c = pit_of(vm);
 	struct kvm_reinject_control r;
 	long rc = user_read(&r, (void *)arg, sizeof(r));
 
-	/* GAP(pit-reinject): ticks that came while one was pending are never made up for. */
-	return rc < 0 ? rc : pit_of(vm) ? 0 : -ENXIO;
+	if (rc < 0)
+		return rc;
+	if (!c)
+		return -ENXIO;
+	pthread_mutex_lock(&c->lock);
+	pit_reinject_locked(c, r.pit_reinject);
+	pthread_mutex_unlock(&c->lock);
+	return 0;
 }
 
 /* How the interface shows registers of an x2APIC: the id as an xAPIC's unless KVM_CAP_X2APIC_API said otherwise. */
@@ -992,6 +1006,12 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
 
 	if (!l)
 		return false;
+	if (off < 0x1000 && (!l->enabled || l->x2apic) && !(v->vm->x12->quirks_off & KVM_X86_QUIRK_LAPIC_MMIO_HOLE)) {
+		/* The page of an APIC that does not answer there stays nobody's, as under Linux' KVM. */
+		if (read)
+			memset(data, 0xff, len);
+		return true;
+	}
 	if (!(off < 0x1000 && l->enabled && !l->x2apic))
 		return chips_mmio(l->chips, read, gpa, len, data);
 	pthread_mutex_lock(&l->chips->lock);

@@ -334,6 +334,18 @@ long get_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 	return user_write((void *)arg, &x, sizeof(x));
 }
 
+/* A client may take XCR0 from the CPUID instruction, which shows it the host's AVX-512 (tinykvm does). Nobody in the
+ * guest can use that state, as its own CPUID has no AVX-512, so those bits are left off instead of refused. */
+static u64 xcr0_wanted(const struct vcpu12 *x, u64 val)
+{
+	const u64 avx512 = 0xe0;
+
+	if ((val & avx512) == avx512 && (val & XCR0_AVX) && !(cpuid_xcr0_mask() & x->cpuid_xcr0 & avx512) &&
+	    __builtin_cpu_supports("avx512f"))
+		return val & ~avx512;
+	return val;
+}
+
 long set_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct kvm_xcrs x;
@@ -344,7 +356,7 @@ long set_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 	if (x.nr_xcrs > KVM_MAX_XCRS || x.flags)
 		return -EINVAL;
 	for (unsigned n = 0; n < x.nr_xcrs; n++) {
-		u64 val = x.xcrs[n].value;
+		u64 val = xcr0_wanted(kv->x12, x.xcrs[n].value);
 
 		if (x.xcrs[n].xcr != 0)
 			continue;
@@ -408,7 +420,7 @@ long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg)
 		if (d.control & KVM_GUESTDBG_INJECT_DB)
 			inject_event(kv, (struct event){.kind = EVENT_FAULT, .vector = EXC_DB});
 		else
-			inject_event(kv, (struct event){.kind = EVENT_TRAP, .vector = EXC_BP, .next_rip = v->r[R_RIP]});
+			inject_event(kv, (struct event){.kind = EVENT_TRAP, .vector = EXC_BP});
 	}
 	memset(g, 0, sizeof(*g));
 	kv->x12->guest_debug = d.control & KVM_GUESTDBG_ENABLE ? d.control : 0;
@@ -416,7 +428,11 @@ long set_guest_debug(struct kvm_vcpu *kv, unsigned long arg)
 		g->enabled = true;
 		g->singlestep = d.control & KVM_GUESTDBG_SINGLESTEP;
 		g->sw_bp = d.control & KVM_GUESTDBG_USE_SW_BP;
-		for (unsigned n = 0; n < 4 && (d.control & KVM_GUESTDBG_USE_HW_BP); n++) {
+		g->no_irq = d.control & KVM_GUESTDBG_BLOCKIRQ;
+		g->own_bps = d.control & KVM_GUESTDBG_USE_HW_BP;
+		g->db = g->own_bps || g->singlestep;
+		g->dr7 = d.arch.debugreg[7];
+		for (unsigned n = 0; n < 4 && g->own_bps; n++) {
 			u64 dr7 = d.arch.debugreg[7];
 			unsigned rw = dr7 >> (16 + 4 * n) & 3;
 

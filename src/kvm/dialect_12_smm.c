@@ -254,7 +254,8 @@ static void smm_enter(struct kvm_vcpu *kv)
 
 void smm_poll(struct kvm_vcpu *kv)
 {
-	if (kv->x12->smi_pending && !kv->x12->smm && kv->x12->pend == PEND_NONE && !kv->cpu.mmu.n_reads)
+	if (kv->x12->smi_pending && !kv->x12->smm && !kv->cpu.gdbg.no_irq && kv->x12->pend == PEND_NONE &&
+	    !kv->cpu.mmu.n_reads)
 		smm_enter(kv);
 }
 

@@ -424,6 +424,12 @@ static void exit_io(struct vcpu12 *x, struct vcpu *v)
 	run->io.data_offset = PIO_PAGE * PAGE_SIZE;
 	if (!io->in && !io->string)
 		memcpy(pio_data(x), &io->value, 4);
+	/* Linux' KVM is past OUT to port 0x7e already: firmware resets the machine there, and older clients relied on
+	 * it. */
+	if (io->port == 0x7e && !io->in && !io->string && !(v->vm->x12->quirks_off & KVM_X86_QUIRK_OUT_7E_INC_RIP)) {
+		step_over(v, io->len);
+		return;
+	}
 	x->pend = PEND_PIO;
 	x->pend_rip = v->r[R_RIP];
 	x->pend_io = *io;
@@ -443,20 +449,28 @@ static void exit_msr(struct vcpu12 *x, struct vcpu *v)
 	x->pend_io = (struct pio){.in = !v->exit.msr.write, .len = v->exit.insn_len};
 }
 
-/* With the instruction's bytes, as far as they can be read. */
-static void exit_internal(struct vcpu *v, struct kvm_run *run)
+/* The bytes at RIP, as far as they can be read: their number. Accesses nothing but RAM, faults never. */
+static unsigned code_at_rip(struct vcpu *v, u8 bytes[15])
 {
 	gva_t lin = v->r[R_RIP] + (v->mode == MODE_64 ? 0 : v->seg[SEG_CS].base);
 	unsigned n = 0;
-	u8 byte;
+
+	while (n < 15 && gva_peek(&v->mmu, lin + n, &(gpa_t){0}, &(bool){0}, &(bool){0}) &&
+	       mem_read(&v->mmu, lin + n, &bytes[n], 1, TLB_SUPER_AC) == MEM_OK)
+		n++;
+	mmio_done(&v->mmu);
+	return n;
+}
+
+/* With the instruction's bytes. */
+static void exit_internal(struct vcpu *v, struct kvm_run *run)
+{
+	unsigned n;
 
 	run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	memset(&run->emulation_failure, 0, sizeof(run->emulation_failure));
 	run->emulation_failure.suberror = KVM_INTERNAL_ERROR_EMULATION;
-	while (n < 15 && gva_peek(&v->mmu, lin + n, &(gpa_t){0}, &(bool){0}, &(bool){0}) &&
-	       mem_read(&v->mmu, lin + n, &byte, 1, TLB_SUPER_AC) == MEM_OK)
-		run->emulation_failure.insn_bytes[n++] = byte;
-	mmio_done(&v->mmu);
+	n = code_at_rip(v, run->emulation_failure.insn_bytes);
 	if (n) {
 		run->emulation_failure.ndata = 3;
 		run->emulation_failure.flags = KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
@@ -657,6 +671,29 @@ static bool finish_mmio(struct kvm_vcpu *kv)
 	return false;
 }
 
+/*
+ * The exception that the client injected, or that waited for this run. #BP and #OF are what INT3 and INTO raise: the
+ * frame holds the address after the instruction at RIP, which Linux' KVM steps over (svm_update_soft_interrupt_rip(),
+ * event_exit_inst_len). A debugger's client gives so back to the guest the INT3 that is none of its breakpoints.
+ */
+static int deliver_injected(struct vcpu *v)
+{
+	struct event *e = &v->excp;
+
+	if (e->vector == EXC_BP || e->vector == EXC_OF) {
+		struct insn insn;
+		u8 bytes[15];
+		unsigned n = code_at_rip(v, bytes);
+
+		e->kind = EVENT_TRAP;
+		e->next_rip = v->r[R_RIP];
+		if (decode((enum decode_mode)v->dmode, bytes, n, &insn) == 0)
+			e->next_rip += insn.len;
+	}
+	v->exit.reason = EXIT_NONE;
+	return excp_deliver(v);
+}
+
 /* Input fields, completion, guest code: everything between run_begin() and run_end(). */
 static long run_inside(struct kvm_vcpu *kv)
 {
@@ -693,8 +730,7 @@ static long run_inside(struct kvm_vcpu *kv)
 	x->ran = true;
 	if (unlikely(x->inject)) {
 		x->inject = x->fresh_excp = false;
-		v->exit.reason = EXIT_NONE;
-		if (excp_deliver(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
+		if (deliver_injected(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
 			return fill_exit(kv);
 	}
 	if (run->request_interrupt_window && !pic_of(v->vm)) {

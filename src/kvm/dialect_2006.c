@@ -508,8 +508,11 @@ static long debug_guest(struct vm *vm, unsigned long arg)
 	if (d.enabled) {
 		g->enabled = true;
 		g->singlestep = d.singlestep != 0;
+		g->db = true;
+		g->dr7 = kv->cpu.dr7;
 		for (unsigned n = 0; n < 4; n++) {
 			g->bp[n].enabled = d.breakpoints[n].enabled != 0;
+			g->own_bps |= g->bp[n].enabled;
 			g->bp[n].addr = d.breakpoints[n].address;
 		}
 	}
