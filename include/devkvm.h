@@ -2,7 +2,8 @@
  * devkvm.h: /dev/kvm as plain calls, for programs that link libdevkvm.
  *
  * The four calls behave as open, ioctl, mmap and close do on a /dev/kvm: they return what those return and set errno. A
- * descriptor is a real one: it can be dup'ed, closed with close() and inherited. Include the interface's own header
+ * descriptor is a real one: it can be dup'ed, closed with close(), dup2() and their kin (which the library wraps; not
+ * by a raw system call, nor by fclose()) and inherited. Include the interface's own header
  * (<linux/kvm.h>; that of 2006 is in the folder include/devkvm/2006) for requests and structures.
  *
  * Signals: a handler installed with sigaction() or signal() that runs in a thread inside KVM_RUN ends that KVM_RUN with

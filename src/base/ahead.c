@@ -15,6 +15,19 @@
 #define STEP_FIRST ((size_t)32 << 10)
 #define STEP_MOST ((size_t)512 << 10)
 
+void *pages_alloc(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+void pages_free(void *p, size_t size)
+{
+	if (p)
+		munmap(p, size);
+}
+
 int ahead_populate(u8 *start, size_t size, bool write)
 {
 	int err = errno, rc = madvise(start, size, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);

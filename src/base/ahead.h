@@ -15,6 +15,10 @@ struct ahead {
 	bool write;
 };
 
+/* Zeroed memory of whole pages, none of which is there yet; NULL when there is none. */
+void *pages_alloc(size_t size);
+void pages_free(void *p, size_t size);
+
 /* Makes pages ready. Where the system cannot, -1: they come one by one. errno stays. */
 int ahead_populate(u8 *start, size_t size, bool write);
 void ahead_init(struct ahead *a, u8 *start, size_t size, bool write);

@@ -7,8 +7,8 @@
  * Invariants: an entry lives until no descriptor of this process refers to its inode (found by looking through
  * /proc/self/fd) and no call is inside it. After fork() the child's entries are foreign: the VM stays with the parent.
  *
- * Number → entry is remembered in by_fd[]. Where the front sees every call that gives a number another meaning (the
- * preloaded one), a slot is believed, and an ioctl needs no system call: the slot is cleared before the number is
+ * Number → entry is remembered in by_fd[]. Where the front sees every call that gives a number another meaning
+ * (numbers.c), a slot is believed, and an ioctl needs no system call: the slot is cleared before the number is
  * closed or replaced. Elsewhere a slot is a guess, proved by the file position, which we set to a random number that no
  * other file has: asking for it costs less than half of fstat(). Either way a slot is cleared before its entry dies;
  * struct entry is never given back to the allocator, so a reader that comes too late finds an entry that its slot no

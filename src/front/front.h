@@ -35,6 +35,9 @@ void front_memory_end(void);
 /* Frees the VMs that no descriptor of this process refers to any more. */
 void front_reap(void);
 
+/* numbers.c: do the process' calls of close() and its kin come here? */
+bool numbers_ours(void);
+
 /* ---- devnode.c: /dev/kvm as a file
  * ------------------------------------------------------------------------------------ */
 

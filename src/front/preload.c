@@ -301,55 +301,6 @@ EXPORT void *mremap(void *old, size_t length, size_t size, int flags, ...)
 	return rc;
 }
 
-EXPORT int close(int fd)
-{
-	return front_is_ours(fd) ? front_close(fd) : REAL(close)(fd);
-}
-
-EXPORT int dup2(int old, int new)
-{
-	bool ours = old != new &&front_is_ours(new);
-	int rc;
-
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
-	rc = REAL(dup2)(old, new);
-	if (ours && rc >= 0)
-		front_reap();
-	return rc;
-}
-
-EXPORT int dup3(int old, int new, int flags)
-{
-	bool ours = old != new &&front_is_ours(new);
-	int rc;
-
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
-	rc = REAL(dup3)(old, new, flags);
-	if (ours && rc >= 0)
-		front_reap();
-	return rc;
-}
-
-EXPORT int close_range(unsigned first, unsigned last, int flags)
-{
-	int rc;
-
-	front_forget(first, last);
-	rc = (int)syscall(SYS_close_range, first, last, flags);
-	if (rc == 0 && !(flags & CLOSE_RANGE_CLOEXEC))
-		front_reap();
-	return rc;
-}
-
-EXPORT void closefrom(int first)
-{
-	front_forget(first < 0 ? 0 : (unsigned)first, ~0u);
-	REAL(closefrom)(first);
-	front_reap();
-}
-
 __attribute__((constructor)) static void preload_init(void)
 {
 	front_trust_numbers();

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "../base/ahead.h"
 #include "../base/bug.h"
 #include "interp_impl.h"
 
@@ -30,11 +31,10 @@ enum { GO_ON = INTERP_GO_ON, LEAVE = INTERP_LEAVE, RUN, RUN_ONE };
 
 int interp_create(struct vcpu *v)
 {
-	struct interp *it = aligned_alloc(64, (sizeof(*it) + 63) & ~63ul);
+	struct interp *it = pages_alloc(sizeof(*it));
 
 	if (!it)
 		return -ENOMEM;
-	memset(it, 0, sizeof(*it));
 	it->vm_version = v->mmu.vm ? v->mmu.vm->version : 0;
 	v->interp = it;
 	return 0;
@@ -46,7 +46,7 @@ void interp_destroy(struct vcpu *v)
 		return;
 	if (v->interp->arena)
 		munmap(v->interp->arena, ARENA_SIZE);
-	free(v->interp);
+	pages_free(v->interp, sizeof(*v->interp));
 	v->interp = NULL;
 }
 
@@ -54,7 +54,9 @@ void interp_flush(struct vcpu *v)
 {
 	struct interp *it = v->interp;
 
-	memset(it->hash, 0, sizeof(it->hash));
+	/* Not when nothing was ever in it: the pages are not even there. */
+	if (it->used)
+		memset(it->hash, 0, sizeof(it->hash));
 	it->used = 0;
 	it->n_flushes++;
 	if (v->mmu.vm)

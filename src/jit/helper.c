@@ -581,13 +581,6 @@ bool jit_wanted(void)
 	return !s || strcmp(s, "interp");
 }
 
-static void *reserve(size_t size)
-{
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
 static size_t code_size(void)
 {
 	const char *s = getenv("DEVKVM_CODE_MB");
@@ -609,17 +602,17 @@ void jit_create(struct vcpu *v)
 	j->v = v;
 	chaos_create(j, &size);
 	lockstep_create(j);
-	j->hash = reserve(HASH_SIZE * sizeof(*j->hash));
-	j->pages = reserve(PAGE_HASH * sizeof(*j->pages));
-	j->calls = reserve(CALLS_MAX * sizeof(*j->calls));
-	j->sites = reserve(SITES_MAX * sizeof(*j->sites));
-	j->meta = reserve(META_SIZE);
-	j->trans = reserve(sizeof(*j->trans));
-	j->guards = reserve(GUARDS_MAX * sizeof(*j->guards));
-	j->guard_hash = reserve(GUARD_HASH * sizeof(*j->guard_hash));
-	j->decoded = reserve(DECODED * sizeof(*j->decoded));
-	j->cs = reserve(CS_MAX * sizeof(*j->cs));
-	j->cs_hash = reserve(2 * CS_MAX * sizeof(*j->cs_hash));
+	j->hash = pages_alloc(HASH_SIZE * sizeof(*j->hash));
+	j->pages = pages_alloc(PAGE_HASH * sizeof(*j->pages));
+	j->calls = pages_alloc(CALLS_MAX * sizeof(*j->calls));
+	j->sites = pages_alloc(SITES_MAX * sizeof(*j->sites));
+	j->meta = pages_alloc(META_SIZE);
+	j->trans = pages_alloc(sizeof(*j->trans));
+	j->guards = pages_alloc(GUARDS_MAX * sizeof(*j->guards));
+	j->guard_hash = pages_alloc(GUARD_HASH * sizeof(*j->guard_hash));
+	j->decoded = pages_alloc(DECODED * sizeof(*j->decoded));
+	j->cs = pages_alloc(CS_MAX * sizeof(*j->cs));
+	j->cs_hash = pages_alloc(2 * CS_MAX * sizeof(*j->cs_hash));
 	v->jit = j;
 	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans || !j->guards || !j->guard_hash ||
 	    !j->decoded || !j->cs || !j->cs_hash ||
@@ -638,6 +631,7 @@ void jit_create(struct vcpu *v)
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
+	ahead_populate((u8 *)j->front->jc, sizeof(j->front->jc), true);
 	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
 	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
 	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);
@@ -658,28 +652,17 @@ void jit_destroy(struct vcpu *v)
 	smc_unregister(j);
 	lockstep_destroy(j);
 	codemem_destroy(&j->mem);
-	if (j->hash)
-		munmap(j->hash, HASH_SIZE * sizeof(*j->hash));
-	if (j->pages)
-		munmap(j->pages, PAGE_HASH * sizeof(*j->pages));
-	if (j->calls)
-		munmap(j->calls, CALLS_MAX * sizeof(*j->calls));
-	if (j->sites)
-		munmap(j->sites, SITES_MAX * sizeof(*j->sites));
-	if (j->meta)
-		munmap(j->meta, META_SIZE);
-	if (j->trans)
-		munmap(j->trans, sizeof(*j->trans));
-	if (j->guards)
-		munmap(j->guards, GUARDS_MAX * sizeof(*j->guards));
-	if (j->guard_hash)
-		munmap(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
-	if (j->cs)
-		munmap(j->cs, CS_MAX * sizeof(*j->cs));
-	if (j->cs_hash)
-		munmap(j->cs_hash, 2 * CS_MAX * sizeof(*j->cs_hash));
-	if (j->decoded)
-		munmap(j->decoded, DECODED * sizeof(*j->decoded));
+	pages_free(j->hash, HASH_SIZE * sizeof(*j->hash));
+	pages_free(j->pages, PAGE_HASH * sizeof(*j->pages));
+	pages_free(j->calls, CALLS_MAX * sizeof(*j->calls));
+	pages_free(j->sites, SITES_MAX * sizeof(*j->sites));
+	pages_free(j->meta, META_SIZE);
+	pages_free(j->trans, sizeof(*j->trans));
+	pages_free(j->guards, GUARDS_MAX * sizeof(*j->guards));
+	pages_free(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
+	pages_free(j->cs, CS_MAX * sizeof(*j->cs));
+	pages_free(j->cs_hash, 2 * CS_MAX * sizeof(*j->cs_hash));
+	pages_free(j->decoded, DECODED * sizeof(*j->decoded));
 	free(j);
 	v->jit = NULL;
 }

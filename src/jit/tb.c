@@ -200,15 +200,17 @@ void tb_new_gen_local(struct jit *j)
 void tb_flush(struct jit *j)
 {
 	/* The pages stay watched: another vCPU may hold code of them. A store to one that nobody knows ends that. */
-	memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
-	memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
-	memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
+	if (j->n.flushes) {
+		memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
+		memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
+		memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
+		memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
+		for (unsigned n = 0; n < DECODED; n++)
+			j->decoded[n].call = 0;
+	}
 	memset(j->front->cell, 0, j->n_guards * sizeof(*j->front->cell));
-	for (unsigned n = 0; n < DECODED; n++)
-		j->decoded[n].call = 0;
 	j->meta_used = 16; /* 0 is no address */
 	j->n_calls = j->n_sites = j->link = 0;
-	memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
 	j->cs[0] = (struct code_seg){0, 0xffffffffu};
 	j->n_cs = 1;
 	j->n_guards = 1; /* guard 0 never holds */

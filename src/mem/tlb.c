@@ -11,20 +11,24 @@
  */
 #include "mem_impl.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "../x86/pte.h"
 
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 {
-	memset(m, 0, sizeof(*m));
+	/* Not the large arrays: each page touched here is paid for by every new vCPU. */
+	memset(m, 0, offsetof(struct mmu, stash));
+	for (unsigned n = 0; n < TLB_STASHES; n++)
+		m->stash[n].used = 0;
 	m->vm = vm;
 	m->phys_mask = PHYS_MASK;
 	m->ops = ops;
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
 			for (unsigned n = 0; n < TLB_SIZE; n++)
-				m->tlb[c][k].e[n].tag = tlb_empty(n);
+				m->tlb[c][k].e[n] = (struct tlb_entry){tlb_empty(n), 0};
 }
 
 /* The next set bit of `words` (taken out of *sum and the words), or -1. Only *sum's words are looked at. */
