@@ -302,6 +302,7 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	}
 	v->gdt = (struct dtable){u->sys + SYS_GDT, 0x4f};
 	v->idt = (struct dtable){u->sys + SYS_IDT, (u16)(lma ? 0xfff : 0x7ff)};
+	v->seg[SEG_LDTR] = (struct seg){.unusable = true};
 	v->seg[SEG_TR] =
 	        (struct seg){.sel = 0x40, .type = SYST_TSS32_BUSY, .present = true, .limit = 0x67, .base = tss_at};
 }
