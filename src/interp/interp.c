@@ -432,8 +432,9 @@ static __attribute__((noinline)) int find_slow(struct vcpu *v, struct block *pre
 
 		while (e < *end && e->boff <= limit_left)
 			e++;
+		/* Not an instruction, decoded when there were more bytes: these may be enough to tell (#UD). */
 		if (e == b->insn)
-			return excp_raise_err(v, EXC_GP, 0);
+			goto again;
 		*end = e;
 	}
 	return STEP_OK;

@@ -156,6 +156,19 @@ static void stack_op(const struct insn *i, u32 key, struct nat *n, enum cls cls)
 	n->rm_r = i->op[0].kind == OPK_MEM;
 }
 
+/* MOVS, LODS, STOS, SCAS that are not repeated. */
+static void string_once(const struct insn *i, struct nat *n)
+{
+	if (i->map != 0 || !((i->opcode & 0xfe) == 0xa4 || (i->opcode >= 0xaa && i->opcode <= 0xaf)))
+		return;
+	n->cls = K_STRING_ONCE;
+	n->size = i->opcode & 1 ? i->osize : 1;
+	if ((i->opcode & 0xfe) == 0xae) {
+		n->fmod = true;
+		n->fw = F_ALL;
+	}
+}
+
 static void classify_int(const struct insn *i, u32 key, struct nat *n)
 {
 	bool branch_size = key_word(key, i->osize);
@@ -418,6 +431,7 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	default:
 		break;
 	}
+	string_once(i, n);
 	if (i->map == 1 && (i->opcode & 0xf0) == 0x80 && i->op[0].kind == OPK_REL) {
 		if (branch_size) {
 			n->cls = K_JCC;

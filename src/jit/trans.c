@@ -776,6 +776,9 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_BITMEM:
 		emit_bitmem(c, k);
 		break;
+	case K_STRING_ONCE:
+		emit_string_once(c, k);
+		break;
 	case K_STRING:
 		emit_string(c, k);
 		break;

@@ -153,6 +153,9 @@ void emit_swapgs(struct trans *c);
 void emit_bitmem(struct trans *c, unsigned k);
 void emit_string(struct trans *c, unsigned k);
 
+/* string.c */
+void emit_string_once(struct trans *c, unsigned k);
+
 /* group.c */
 void group_accesses(struct trans *c);
 bool straddles(const struct trans *c, unsigned k); /* a group led by k often lies over two pages */

@@ -383,6 +383,16 @@ static void test_shadow(void)
 	v->ops = old;
 }
 
+/* To RAM + vector * 0x1000, 64-bit code of selector 8. */
+static void put_gate(unsigned vector)
+{
+	u64 to = RAM + vector * 0x1000, gate[2] = {0};
+
+	gate[0] = (to & 0xffff) | 8ull << 16 | 0x8eull << 40 | (to >> 16 & 0xffff) << 48;
+	gate[1] = to >> 32;
+	memcpy(ram(RAM + 0x8000 + vector * 16), gate, 16);
+}
+
 /* 32-bit code whose segment ends inside a block. */
 static void test_limit(void)
 {
@@ -403,6 +413,24 @@ static void test_limit(void)
 	v->r[R_RIP] = RAM;
 	cpu_update(v);
 	CHECK(run() == EXIT_HLT && v->r[R_RAX] == 0x04030201);
+
+	/* An opcode that is none is #UD up to the segment's end too, whatever was decoded before; one byte less is #GP.
+	 * Handlers: HLT at 0x6000 and 0xd000. */
+	START("an undefined opcode at the code segment's end", RAM, "\xf0\x01\xc0\x90\x90\x90\x90\x90");
+	machine_set_mode(&m, DECODE_32);
+	put_gate(6);
+	put_gate(13);
+	v->idt = (struct dtable){RAM + 0x8000, 0xff};
+	v->gdt = (struct dtable){RAM + 0x9000, 0xf};
+	memcpy(ram(RAM + 0x9008), "\0\0\0\0\0\x9b\x20\0", 8);
+	for (unsigned n = 0; n < 3; n++) {
+		v->seg[SEG_CS].limit = n == 0 ? 0xffffffffu : (u32)RAM + (n == 1 ? 2 : 0);
+		v->r[R_RIP] = RAM;
+		cpu_update(v);
+		CHECK(run() == EXIT_HLT && v->r[R_RIP] == RAM + (n == 2 ? 0xd001 : 0x6001));
+		machine_set_mode(&m, DECODE_32);
+	}
+	v->seg[SEG_CS].limit = 0xffffffffu;
 	machine_set_mode(&m, DECODE_64);
 }
 

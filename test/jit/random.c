@@ -60,6 +60,10 @@
 #define SYS_COUNT 0x3000 /* what lies below does not change */
 #define SYS_STACK 0x4000
 
+/* The handler's stack in long mode, where no sum of addresses that a program knows leads: only one side has interrupts.
+ */
+#define STACK_64 0xfedcba90000ul
+
 enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, V86, SEG16, SEG32, SEGC, MODES };
 enum { PLAIN, CHAOS, LOCKSTEP, BOTH, VARIANTS };
 
@@ -268,7 +272,7 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	u8 *gdt = s->sys + SYS_GDT;
 	u8 *tss = s->sys + SYS_TSS;
 	struct emit e = {.p = s->sys + SYS_CODE};
-	u64 tss_at = u->sys + SYS_TSS, stack = u->sys + SYS_STACK;
+	u64 tss_at = u->sys + SYS_TSS, stack = lma && !u->env.segs ? STACK_64 + PAGE_SIZE : u->sys + SYS_STACK;
 	struct vcpu *v = s->m.v;
 
 	write_handler(&e, lma, u->sys + SYS_COUNT);
@@ -298,6 +302,7 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	}
 	v->gdt = (struct dtable){u->sys + SYS_GDT, 0x4f};
 	v->idt = (struct dtable){u->sys + SYS_IDT, (u16)(lma ? 0xfff : 0x7ff)};
+	v->seg[SEG_LDTR] = (struct seg){.unusable = true};
 	v->seg[SEG_TR] =
 	        (struct seg){.sel = 0x40, .type = SYST_TSS32_BUSY, .present = true, .limit = 0x67, .base = tss_at};
 }
@@ -327,6 +332,8 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 	if (low)
 		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE);
 	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
+	if (lma)
+		add_window(&s->m, STACK_64, PAGE_SIZE);
 	if (u->env.mmio)
 		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
 	if (mode == REAL) {
@@ -386,7 +393,7 @@ static void make_setup(enum mode mode)
 	u->data_size = low ? DATA_SIZE_16 : DATA_SIZE;
 	u->env.data_abs = low ? 0 : mode >= SEG32 ? DATA_OFF : u->data;
 	/* Below 64 KiB: IRET to a 16-bit stack leaves the upper half of the handler's ESP behind. */
-	u->sys = mode >= PROT16 ? 0x8000 : 0x50000000;
+	u->sys = mode >= PROT16 ? 0x8000 : u->lma ? 0x50000000 : 0xa7b50000;
 	u->env.mmio = mode >= PROT16 ? 0 : 0x60000000;
 	u->irqs = mode != PROT0 && mode != PROT16 && mode != REAL; /* they would use the program's stack */
 	make_side(&u->interp, u, -1);
