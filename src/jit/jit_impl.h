@@ -177,16 +177,16 @@ struct jit {
 	struct front *front;
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *ret_miss, *jump[2], *vec_stub[3], *flags_stub,
-	        *fill_stub;
+	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *ret_miss, *jump[2],
+	        *vec_stub[3], *flags_stub, *fill_stub;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
 		u64 serial; /* v->mmu.flushes_local */
 		u32 global, gen;
-	} gens[8];      /* generations of address spaces: tb_new_gen_local() */
+	} gens[8]; /* generations of address spaces: tb_new_gen_local() */
 	u32 last_gen, gens_next;
-	u32 link;       /* site to link to the next block, + 1 */
-	bool local;                        /* kind of the guard that the last tb_find() validated */
+	u32 link;   /* site to link to the next block, + 1 */
+	bool local; /* kind of the guard that the last tb_find() validated */
 	bool left;
 	bool bad_ret; /* the code was left by a RET that must fault */
 	bool need_flush;
@@ -217,8 +217,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick,
-		        after, interp, epochs, gens, gens_local, slow;
+		        quick, after, interp, epochs, gens, gens_local, slow;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -290,7 +289,7 @@ void page_drop(struct jit *j, struct tb *tb); /* kills the block; nobody is left
 /* Kills the block; its successors know that the group led by the instruction at its byte `off` straddles pages. */
 void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
-void page_validate(struct jit *j, struct jpage *p); /* kills blocks whose bytes changed */
+void page_validate(struct jit *j, struct jpage *p);  /* kills blocks whose bytes changed */
 bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may have */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);

@@ -893,8 +893,8 @@ void emit_ret_base(struct jit *j, struct emit *e)
 }
 
 /*
- * The block's only instruction goes on in the next page, which is looked up and compared each time; where that fails, the
- * handler's way does it all (check_border() in helper.c).
+ * The block's only instruction goes on in the next page, which is looked up and compared each time; where that fails,
+ * the handler's way does it all (check_border() in helper.c).
  */
 static void emit_border_check(struct trans *c)
 {

@@ -28,8 +28,8 @@ struct memslot {
 	gpa_t gpa;
 	u64 size; /* bytes, a multiple of PAGE_SIZE */
 	u8 *hva;
-	_Atomic(u64) *dirty; /* bit a page; NULL when not logging */
-	_Atomic(u64) *code;  /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
+	_Atomic(u64) *dirty;  /* bit a page; NULL when not logging */
+	_Atomic(u64) *code;   /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
 	_Atomic(u64) *backed; /* bit a piece (MEMSLOT_PIECE): its pages were asked for; NULL: not for us to ask */
 	void *owner;          /* for the layer that made the slot */
 	/* A page's dirty bit was set: NULL: nobody needs to hear. */
@@ -121,7 +121,7 @@ struct tlb_stashed {
 };
 
 struct tlb_stash {
-	u64 used; /* when it was made; 0: nothing in it */
+	u64 used;   /* when it was made; 0: nothing in it */
 	u64 serial; /* flushes_local, of then */
 	u16 pcid;
 	bool no_writes; /* its write entries are void */
@@ -199,12 +199,12 @@ struct mmu {
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
 
 /* tlb.c */
-void tlb_flush(struct mmu *m);                 /* all entries */
-void tlb_flush_local(struct mmu *m);           /* MOV CR3: all but global pages */
-void tlb_flush_not_global(struct mmu *m);      /* the same in all address spaces */
+void tlb_flush(struct mmu *m);            /* all entries */
+void tlb_flush_local(struct mmu *m);      /* MOV CR3: all but global pages */
+void tlb_flush_not_global(struct mmu *m); /* the same in all address spaces */
 /* MOV CR3 with PCIDs, from one to another; `keep` says that what is known of `to` still holds. */
 void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep);
-void tlb_drop_pcid(struct mmu *m, u16 pcid); /* an address space that is not the current one: all but global pages */
+void tlb_drop_pcid(struct mmu *m, u16 pcid);   /* an address space that is not the current one: all but global pages */
 void tlb_flush_page(struct mmu *m, gva_t gva); /* INVLPG */
 /* The exec entry that covers `gva`, which is there, is of a global page. */
 static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx ctx)

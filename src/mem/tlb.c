@@ -212,7 +212,8 @@ void tlb_forget_data(struct mmu *m)
 }
 
 /* Calls `what` for the entry of each bit. */
-static void each_entry(struct mmu *m, unsigned ctx, unsigned kind, void (*what)(struct tlb_entry *e, u64 empty, u64 arg), u64 arg)
+static void each_entry(struct mmu *m, unsigned ctx, unsigned kind,
+                       void (*what)(struct tlb_entry *e, u64 empty, u64 arg), u64 arg)
 {
 	const struct tlb_bits *both[] = {&m->local[ctx][kind], &m->global[ctx][kind]};
 
