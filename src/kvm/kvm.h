@@ -103,6 +103,9 @@ void run_mask_back(void);
 /* For the front: is it swapped, and for what? And what sees to it that signals without handlers are noticed. */
 bool run_mask_swapped(u64 *was);
 void run_set_watcher(void (*watch)(u64 signals));
+/* First thing in each thread of the engine's own, and what the front does there. */
+void run_thread_begin(void);
+void run_set_thread_hook(void (*begins)(void));
 /* Did a signal come to this thread since run_begin()? */
 bool run_signalled(void);
 
