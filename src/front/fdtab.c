@@ -5,7 +5,8 @@
  * (device, inode) pair, never by its number: the number may have been closed and reused without our hearing of it.
  *
  * Invariants: an entry lives until no descriptor of this process refers to its inode (found by looking through
- * /proc/self/fd) and no call is inside it. After fork() the child's entries are foreign: the VM stays with the parent.
+ * /proc/self/fd) and no call is inside it; one that was sent through a socket lives on. After fork() the child's
+ * entries are foreign: the VM stays with the parent.
  *
  * Number → entry is remembered in by_fd[]. Where the front sees every call that gives a number another meaning
  * (numbers.c), a slot is believed, and an ioctl needs no system call: the slot is cleared before the number is
@@ -22,6 +23,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -41,6 +43,7 @@ struct entry {
 	_Atomic(unsigned) users; /* calls inside */
 	bool foreign;            /* made by a parent process */
 	bool seen;               /* during front_reap() */
+	bool sent;               /* through a socket: it may be on its way, or with another process */
 	struct entry *next;
 };
 
@@ -165,7 +168,7 @@ static void put(struct entry *e)
 }
 
 /* Makes a descriptor known. The file stays the caller's when there is no memory. */
-static int add(int fd, struct kvm_file *file)
+static int add(int fd, struct kvm_file *file, bool foreign)
 {
 	struct entry *e;
 	struct stat st;
@@ -183,7 +186,8 @@ static int add(int fd, struct kvm_file *file)
 		e->ino = st.st_ino;
 		e->mark = new_mark();
 		e->file = file;
-		e->foreign = e->seen = false;
+		e->foreign = foreign;
+		e->seen = e->sent = false;
 		e->next = entries;
 		entries = e;
 	}
@@ -202,13 +206,52 @@ int front_open(bool cloexec)
 	rc = kvm_file_open(cloexec, &fd, &file);
 	if (rc < 0)
 		return rc;
-	rc = add(fd, file);
+	rc = add(fd, file, false);
 	if (rc < 0) {
 		sys_close(fd);
 		kvm_file_free(file);
 		return rc;
 	}
 	return fd;
+}
+
+/* A descriptor that another process' engine made, and this program got over exec() or through a socket. */
+static struct entry *get_foreign(int fd)
+{
+	char path[64], link[64];
+	struct kvm_file *file;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, link, sizeof(link) - 1);
+	if (n <= 0)
+		return NULL;
+	link[n] = 0;
+	file = kvm_file_foreign(link);
+	if (!file)
+		return NULL;
+	if (add(fd, file, true) < 0) {
+		free(file);
+		return NULL;
+	}
+	return get(fd);
+}
+
+void front_sent(const int *fds, size_t n)
+{
+	int err = errno;
+
+	if (!entries)
+		return;
+	pthread_mutex_lock(&lock);
+	for (size_t k = 0; k < n; k++) {
+		struct entry *e = find(fds[k]);
+
+		if (e)
+			e->sent = true;
+	}
+	pthread_mutex_unlock(&lock);
+	errno = err;
 }
 
 bool front_is_ours(int fd)
@@ -233,6 +276,12 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 
 	signal_inside(true);
 	e = get(fd);
+	if (unlikely(!e) && (req >> 8 & 0xff) == 0xae) {
+		int err = errno;
+
+		e = get_foreign(fd);
+		errno = err;
+	}
 	if (!e) {
 		signal_inside(false);
 		return FRONT_NOT_OURS;
@@ -242,7 +291,7 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made);
 	put(e);
 	if (unlikely(made)) {
-		int err = add((int)rc, made);
+		int err = add((int)rc, made, false);
 
 		if (err < 0) {
 			sys_close((int)rc);
@@ -349,7 +398,7 @@ void front_reap(void)
 		return;
 	pthread_mutex_lock(&lock);
 	for (struct entry *e = entries; e; e = e->next)
-		e->seen = e->users > 0;
+		e->seen = e->users > 0 || e->sent;
 	while ((d = readdir(dir)) != NULL)
 		if (d->d_name[0] != '.')
 			mark_seen(atoi(d->d_name));

@@ -25,6 +25,8 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg);
 void *front_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset);
 /* close() of a descriptor: closes it and frees the VM when it was the last. As close(): 0 or -1 with errno. */
 int front_close(int fd);
+/* These were sent through a socket: their VMs stay even when this process has no descriptor of them for a while. */
+void front_sent(const int *fds, size_t n);
 /* The caller promises front_forget() for each number before it comes to mean something else: numbers may be trusted. */
 void front_trust_numbers(void);
 void front_forget(unsigned from, unsigned to);

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -299,6 +300,29 @@ EXPORT void *mremap(void *old, size_t length, size_t size, int flags, ...)
 	if (used)
 		front_memory_end();
 	return rc;
+}
+
+/* Before a message with descriptors leaves. */
+static void note_sent(const struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)m, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len > CMSG_LEN(0))
+			front_sent((const int *)(void *)CMSG_DATA(c), (c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+}
+
+EXPORT ssize_t sendmsg(int fd, const struct msghdr *m, int flags)
+{
+	if (m && m->msg_control && m->msg_controllen)
+		note_sent(m);
+	return REAL(sendmsg)(fd, m, flags);
+}
+
+EXPORT int sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags)
+{
+	for (unsigned k = 0; k < n; k++)
+		if (m[k].msg_hdr.msg_control && m[k].msg_hdr.msg_controllen)
+			note_sent(&m[k].msg_hdr);
+	return REAL(sendmmsg)(fd, m, n, flags);
 }
 
 __attribute__((constructor)) static void preload_init(void)

@@ -124,6 +124,8 @@ static inline struct sthread *sthread_self(void)
 void static_trap_init(void);
 /* The calling thread is `t`'s from now on: GS base, alternate stack, syscall user dispatch. 0 or -errno. */
 int static_trap_arm(struct sthread *t);
+/* The calling thread is one of the engine's: it never runs the program, but its faults come to static_entry too. */
+void static_trap_adopt(void);
 /* The address that the kernel calls for a signal, and that of rt_sigreturn. */
 extern const char static_entry[], static_restorer[] __attribute__((visibility("hidden")));
 /* Into the program: as the frame says; to its entry point; to a handler with the frame on its stack. */

@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -459,6 +460,34 @@ static long call_dup_to(struct sthread *t, struct kframe *f)
 	return rc;
 }
 
+/* The program's message with descriptors: no pointer of it is trusted. */
+static void note_sent(u64 at)
+{
+	union {
+		struct cmsghdr head;
+		u8 bytes[1024];
+	} c;
+	struct msghdr m;
+	size_t n;
+
+	if (user_read(&m, (void *)(uintptr_t)at, sizeof(m)) < 0 || !m.msg_control || m.msg_controllen < CMSG_LEN(0))
+		return;
+	n = m.msg_controllen < sizeof(c) ? m.msg_controllen : sizeof(c);
+	if (user_read(&c, m.msg_control, n) < 0)
+		return;
+	for (size_t k = 0; k + CMSG_LEN(0) <= n;) {
+		struct cmsghdr head;
+
+		memcpy(&head, c.bytes + k, sizeof(head));
+		if (head.cmsg_len < CMSG_LEN(0) || head.cmsg_len > n - k)
+			break;
+		if (head.cmsg_level == SOL_SOCKET && head.cmsg_type == SCM_RIGHTS)
+			front_sent((const int *)(const void *)(c.bytes + k + CMSG_LEN(0)),
+			           (head.cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		k += CMSG_ALIGN(head.cmsg_len);
+	}
+}
+
 static long call_close_range(struct sthread *t, struct kframe *f)
 {
 	long rc;
@@ -602,6 +631,13 @@ static long do_call(struct sthread *t, struct kframe *f)
 	case SYS_readlinkat:
 		return call_readlink(t, f, (int)r->di, r->si, r->dx, r->r10);
 
+	case SYS_sendmsg:
+		note_sent(r->si);
+		return pass(t, f);
+	case SYS_sendmmsg:
+		for (u64 n = 0; n < r->dx && n < 1024; n++)
+			note_sent(r->si + n * sizeof(struct mmsghdr));
+		return pass(t, f);
 	case SYS_close:
 		return call_close(t, f);
 	case SYS_dup2:

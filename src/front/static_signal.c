@@ -102,6 +102,7 @@ void static_signal_init(struct sthread *t)
 	fp_trap_guarded();
 	signal_elsewhere();
 	run_set_watcher(watch);
+	run_set_thread_hook(static_trap_adopt);
 }
 
 void static_clear_handlers(struct sthread *t)

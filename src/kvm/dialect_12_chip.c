@@ -299,6 +299,7 @@ static void *helper(void *arg)
 	struct pollfd *p = NULL;
 	unsigned n = 0, version = ~0u;
 
+	run_thread_begin();
 	pthread_mutex_lock(&c->lock);
 	while (!x->stop) {
 		u64 next = chips_run_timers_locked(c), now = chip_now(), count;

@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../../include/devkvm-stat.h"
 #include "../base/sys.h"
 
 struct kvm_file {
@@ -132,6 +134,26 @@ u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *cov
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return piece;
+}
+
+struct kvm_file *kvm_file_foreign(const char *link)
+{
+	static const struct {
+		const char *link;
+		enum file_kind kind;
+	} names[] = {{"/memfd:kvm-vm (deleted)", FILE_SYSTEM},
+	             {"/memfd:kvm-vcpu (deleted)", FILE_VCPU},
+	             {"/memfd:" DEVKVM_STAT_NAME " (deleted)", FILE_VM}};
+
+	for (unsigned n = 0; n < ARRAY_SIZE(names); n++)
+		if (strcmp(link, names[n].link) == 0) {
+			struct kvm_file *file = calloc(1, sizeof(*file));
+
+			if (file)
+				file->kind = names[n].kind;
+			return file;
+		}
+	return NULL;
 }
 
 bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size)

@@ -103,6 +103,9 @@ void run_mask_back(void);
 /* For the front: is it swapped, and for what? And what sees to it that signals without handlers are noticed. */
 bool run_mask_swapped(u64 *was);
 void run_set_watcher(void (*watch)(u64 signals));
+/* First thing in each thread of the engine's own, and what the front does there. */
+void run_thread_begin(void);
+void run_set_thread_hook(void (*begins)(void));
 /* Did a signal come to this thread since run_begin()? */
 bool run_signalled(void);
 
@@ -135,6 +138,9 @@ int kvm_file_mmap_fix(const struct kvm_file *file, u8 *base, u64 length, int pro
 void kvm_file_free(struct kvm_file *file);
 /* The engine's own descriptor of the file's memory, which is not one of the client's; -1: there is none. */
 int kvm_file_own_fd(const struct kvm_file *file);
+/* What the descriptor of another process' file is, by the name it has in /proc/self/fd: a file whose calls give EIO,
+ * but for a system descriptor's. NULL: none of ours, or no memory. */
+struct kvm_file *kvm_file_foreign(const char *link);
 /* The client is about to change the mapping of its memory [address, address + size). If the file's VM uses it, its
  * vCPUs are stopped until kvm_file_release(), and forget it. True: they are. The caller lets nobody else in. */
 bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size);

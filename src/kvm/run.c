@@ -56,6 +56,19 @@ void run_set_watcher(void (*watch)(u64 signals))
 	watcher = watch;
 }
 
+static void (*thread_begins)(void);
+
+void run_set_thread_hook(void (*begins)(void))
+{
+	thread_begins = begins;
+}
+
+void run_thread_begin(void)
+{
+	if (thread_begins)
+		thread_begins();
+}
+
 bool run_mask_swapped(u64 *was)
 {
 	if (!mask.swapped)
