@@ -371,10 +371,10 @@ enum cls {
 	K_DF, /* CLD, STD */
 	K_PUSHF,
 	K_SWAPGS,
-	K_BITMEM, /* BT and its kin, memory, the bit's number in a register */
+	K_BITMEM,      /* BT and its kin, memory, the bit's number in a register */
 	K_STRING_ONCE, /* MOVS LODS STOS SCAS, not repeated */
-	K_STRING, /* REP STOS, REP MOVS */
-	K_SSE,    /* vector registers, legacy encoding */
+	K_STRING,      /* REP STOS, REP MOVS */
+	K_SSE,         /* vector registers, legacy encoding */
 	K_VEX
 };
 
