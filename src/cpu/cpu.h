@@ -207,12 +207,15 @@ struct vcpu {
 		u64 to;         /* where a handler jumped, linear */
 		u32 gen[2];     /* what page guards hold that are good: for supervisor code, for the rest */
 		u64 tmp;
-		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX */
+		u32 flags; /* arithmetic flags as LAHF; SETO AL leave them in AX, or a recipe for them */
 		u32 arg;   /* why the code was left */
 		u32 from;  /* the last RET that ran */
 		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
-		u64 c_r8, c_sp; /* of stubs that call C */
+		u64 c_r8, c_sp;          /* of stubs that call C */
+		u64 slot[8], carried[4]; /* operands of recipes */
+		u64 keep[2];
+		u32 slot_bad[8];
 	} jt;
 
 	struct seg seg[SEG_COUNT];

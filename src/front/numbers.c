@@ -1,11 +1,12 @@
 /*
- * numbers.c: the calls that give a descriptor's number another meaning, wrapped so that fdtab.c hears of it first and need
- * not ask the kernel, at each ioctl, what a number means: a system call costs from 0.1 to more than 1 microsecond, and
- * KVM_RUN needs no other.
+ * numbers.c: the calls that give a descriptor's number another meaning, wrapped so that fdtab.c hears of it first and
+ * need not ask the kernel, at each ioctl, what a number means: a system call costs from 0.1 to more than 1 microsecond,
+ * and KVM_RUN needs no other.
  *
- * Part of both doors. A linked client that does not get these wrappers, because somebody else's come first or the library
- * was loaded late, is noticed at the start (numbers_ours()), and then numbers are proved each time. What no wrapper sees
- * (raw system calls, fclose() of an fdopen()ed descriptor of ours) must not be used on our descriptors: devkvm.h says so.
+ * Part of both doors. A linked client that does not get these wrappers, because somebody else's come first or the
+ * library was loaded late, is noticed at the start (numbers_ours()), and then numbers are proved each time. What no
+ * wrapper sees (raw system calls, fclose() of an fdopen()ed descriptor of ours) must not be used on our descriptors:
+ * devkvm.h says so.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -167,7 +167,7 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	j->n.helper++;
 	if (unlikely(j->helper_by_mnemonic))
 		j->helper_by_mnemonic[i->mnemonic]++;
-	v->rflags = fl_merge(v->rflags, v->jt.flags);
+	v->rflags = fl_merge(v->rflags, recipe_flags(v, call->recipe));
 	v->r[R_RIP] = rip_now(v, tb->rip + call->off);
 	rc = likely(!tb->beyond) ? STEP_OK : check_border(v, tb);
 	if (likely(rc == STEP_OK))
@@ -198,6 +198,11 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	j->rc = rc;
 	j->insn = i;
 	return CALLED_LEAVE;
+}
+
+void jit_flags(struct vcpu *v)
+{
+	v->jt.flags = recipe_flags(v, 0);
 }
 
 /* ---- stubs ------------------------------------------------------------------------------------------------------ */
@@ -436,6 +441,23 @@ void jit_emit_stubs(struct jit *j)
 	j->flags_stub = emit_rx(e);
 	flags_restore(e);
 	e1(e, 0xc3);
+	/* recipe_stub: a recipe in jt.flags becomes flags. R8 and R11 stay; vector registers are in memory afterwards.
+	 */
+	j->recipe_stub = emit_rx(e);
+	emit_store(e, H_R15, VOFF(jt.keep[0]), H_R8);
+	emit_store(e, H_R15, VOFF(jt.keep[1]), H_R11);
+	spill_all(j, e);
+	emit_mov(e, H_RDI, H_R15);
+	emit_mov(e, H_RBX, H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
+	e1(e, 0xf0);
+	emit_const(e, H_RAX, (u64)(uintptr_t)jit_flags);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_RSP, H_RBX);
+	reload_all(e);
+	emit_load(e, H_R8, H_R15, VOFF(jt.keep[0]));
+	emit_load(e, H_R11, H_R15, VOFF(jt.keep[1]));
+	e1(e, 0xc3);
 	/* enter(v, code) */
 	j->enter = emit_rx(e);
 	memcpy(e->p, pushes, sizeof(pushes));
@@ -490,7 +512,7 @@ void jit_settle(struct vcpu *v, u32 key, u32 left)
 	j->bad_ret = false;
 	if (left == LEFT_AFTER)
 		return;
-	v->rflags = fl_merge(v->rflags, v->jt.flags);
+	v->rflags = fl_merge(v->rflags, recipe_flags(v, 0));
 	v->r[R_RIP] = rip_now(v, left == LEFT_LINK ? j->sites[v->jt.arg].rip : v->r[R_RIP]);
 	if (left == LEFT_LOOKUP && unlikely(v->mode == MODE_64 && !is_canonical(v->r[R_RIP]))) {
 		/* A RET to such an address faults before RSP changes: undo, and let the handler do it. */

@@ -7,8 +7,9 @@
  *
  * Invariants:
  *  1. a block's code is right for (linear RIP, host address of its bytes, key) and nothing else: key is jit_key();
- *  2. at a block's border the guest's arithmetic flags, as far as anybody may read them, are in jt.flags (LAHF; SETO AL
- *     form). Guest vector registers and MXCSR are where jt.vec says; while C runs they are in v->fpu;
+ *  2. at a block's border the guest's arithmetic flags are in jt.flags (LAHF; SETO AL form), or, when nobody will read
+ *     them, a recipe for them (FLAGS_RECIPE; recipe.c). Guest vector registers and MXCSR are where jt.vec says; while C
+ * runs they are in v->fpu;
  *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
  *     guard hold: the dispatcher translated its address and validated its bytes after the last change of TLB and epoch
  *     (j->flushes, j->epoch). So inside a page, links are free;
@@ -54,6 +55,9 @@
 #define KEY_SP16 BIT(10) /* the stack pointer is SP */
 #define KEY_CS_SHIFT 16  /* from here: number of CS's base and limit in jit.cs; 0: flat, or 64-bit code */
 #define KEY_NONE BIT(31) /* not for the translator now */
+
+/* jt.flags is a recipe: meta_at() / 16 of it in the upper three bytes. */
+#define FLAGS_RECIPE 0x80u
 
 /* jt.vec: vector registers and MXCSR are in v->fpu; in the host's XMM; in the host's YMM. */
 enum { VEC_MEMORY, VEC_XMM, VEC_YMM };
@@ -138,7 +142,8 @@ struct site {
 
 /* An instruction that translated code gives to its handler. */
 struct call {
-	u32 tb; /* meta_at() */
+	u32 tb;     /* meta_at() */
+	u32 recipe; /* for the flags before it, on top of jt.flags; 0: they are there. meta_at() */
 	union {
 		u32 insn;   /* kept: decoded, meta_at() */
 		u32 splits; /* of a group's leader: its check failed without a TLB miss */
@@ -178,7 +183,7 @@ struct jit {
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
 	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *ret_miss, *jump[2],
-	        *vec_stub[3], *flags_stub, *fill_stub;
+	        *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
 		u64 serial; /* v->mmu.flushes_local */
@@ -260,6 +265,7 @@ static inline bool key_word(u32 key, unsigned osize)
 	return key & KEY_64 ? osize == 8 : osize == 4 || (osize == 2 && (key & KEY_SEG));
 }
 u32 jit_call(struct vcpu *v, u32 idx);
+void jit_flags(struct vcpu *v); /* jt.flags is no recipe any more */
 void jit_emit_stubs(struct jit *j);
 
 /* tb.c */
@@ -314,6 +320,9 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
  * what follows, and returns an interp_next or -1 for "look at events and go on". */
 void jit_settle(struct vcpu *v, u32 key, u32 left);
 int jit_left(struct vcpu *v, u32 left);
+
+/* recipe.c: the flags now, in LAHF; SETO AL form, by jt.flags and the recipe on top of it (0: none) */
+u32 recipe_flags(const struct vcpu *v, u32 recipe);
 
 /* see.c */
 void see_create(struct jit *j);

@@ -12,9 +12,6 @@
  * The translated block may stop earlier than the interpreter did (its own code changed, an event): the interpreter then
  * starts over and must reach that very state after some number of instructions.
  *
- * Arithmetic flags: the translator need not compute what nobody reads, so those of both runs are kept, each run goes on
- * with its own, and a wrong one shows where it is used first. GAP(dead-flags) is so not reported.
- *
  * Not compared: instructions that would not do the same twice or have an effect outside the processor (RDTSC, RDRAND,
  * I/O, MSRs, control registers, far transfers...). Each is a block of its own and gets the state that was compared
  * before it. Loads from MMIO end a comparison with the state before them.
@@ -62,9 +59,6 @@ struct lockstep {
 	struct lpage *page, *last;
 	bool first, tables, stray, full;
 	gva_t stray_gva;
-	u64 carry_rip, carry_flags, carry_insns, exact_flags; /* the interpreter's flags behind the last block */
-	const struct tb *prev;                                /* the block before, unless a flush took it */
-	u64 prev_flushes;
 	bool failed;
 	u64 n_checked, n_partial, n_unchecked;
 	u32 rnd;
@@ -145,10 +139,7 @@ bool lockstep_alone(const struct jit *j, const struct insn *i, const struct nat 
 
 bool lockstep_wants(const struct jit *j, const struct tb *tb)
 {
-	if (tb->checks < j->lockstep->runs && atomic_load(&j->others) == 0)
-		return true;
-	j->lockstep->carry_rip = ~0ull;
-	return false;
+	return tb->checks < j->lockstep->runs && atomic_load(&j->others) == 0;
 }
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
@@ -183,7 +174,7 @@ static void load(struct vcpu *v, const struct state *s)
 
 static bool same_state(const struct state *a, const struct state *b, bool excp)
 {
-	if (memcmp(a->r, b->r, sizeof(a->r)) || ((a->rflags ^ b->rflags) & ~(u64)FLAGS_ARITH))
+	if (memcmp(a->r, b->r, sizeof(a->r)) || a->rflags != b->rflags)
 		return false;
 	if (memcmp(PART(a, seg), PART(b, seg), SPAN(seg, excp)) ||
 	    memcmp(PART(a, pending_db), PART(b, pending_db), sizeof(u64)) ||
@@ -300,7 +291,6 @@ static void start_over(struct vcpu *v, struct lockstep *l)
 {
 	undo(l);
 	load(v, &l->start);
-	v->rflags = (v->rflags & ~(u64)FLAGS_ARITH) | (l->exact_flags & FLAGS_ARITH);
 }
 
 static void run_interp(struct vcpu *v, struct lockstep *l, const struct tb *tb)
@@ -313,7 +303,6 @@ static void run_interp(struct vcpu *v, struct lockstep *l, const struct tb *tb)
 	tlb_flush_writes(&v->mmu);
 	if (forget)
 		tlb_forget_data(&v->mmu);
-	v->rflags = (v->rflags & ~(u64)FLAGS_ARITH) | (l->exact_flags & FLAGS_ARITH);
 	walk(v, l, tb->n_insns);
 	if (l->tables && !forget) {
 		/* A or D bits were set, and will be again by the other run only if it finds the TLB as this one did. */
@@ -445,11 +434,9 @@ static void report(struct vcpu *v, struct lockstep *l, const struct tb *tb, u32 
 		fprintf(stderr, "  %c %-6s before %016llx interpreter %016llx translator %016llx\n",
 		        a->r[n] == b->r[n] ? ' ' : '*', name[n], (unsigned long long)s->r[n],
 		        (unsigned long long)a->r[n], (unsigned long long)b->r[n]);
-	fprintf(stderr,
-	        "  %c %-6s before %016llx interpreter %016llx translator %016llx (the interpreter began with %03llx)\n",
-	        (a->rflags ^ b->rflags) & ~(u64)FLAGS_ARITH ? '*' : ' ', "rflags", (unsigned long long)s->rflags,
-	        (unsigned long long)a->rflags, (unsigned long long)b->rflags,
-	        (unsigned long long)(l->exact_flags & FLAGS_ARITH));
+	fprintf(stderr, "  %c %-6s before %016llx interpreter %016llx translator %016llx\n",
+	        a->rflags == b->rflags ? ' ' : '*', "rflags", (unsigned long long)s->rflags,
+	        (unsigned long long)a->rflags, (unsigned long long)b->rflags);
 	for (unsigned n = 0; n < SEG_COUNT; n++) {
 		char what[16];
 
@@ -484,18 +471,6 @@ static void report(struct vcpu *v, struct lockstep *l, const struct tb *tb, u32 
 				        (unsigned long long)ld8(l->page[n].hva + k));
 }
 
-/* The block that ran before: where flags went wrong that show only now. */
-static void report_prev(const struct vcpu *v, const struct lockstep *l)
-{
-	const struct tb *p = l->prev;
-
-	if (!p || l->prev_flushes != v->jit->n.flushes)
-		return;
-	fprintf(stderr, "  the block before: rip %#llx\n", (unsigned long long)p->rip);
-	hex("guest code", p->bytes, p->range[0].len);
-	hex("host code", p->code, p->code_len);
-}
-
 static int fail(struct vcpu *v, struct lockstep *l)
 {
 	l->failed = true;
@@ -517,22 +492,8 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 		return fail(v, l);
 	/* It must be entered from here alone. */
 	j->front->jc[(tb->rip ^ tb->rip >> PAGE_SHIFT) & (JC_SIZE - 1)].tag = ~0ull;
-	if (v->r[R_RIP] != l->carry_rip || v->rflags != l->carry_flags || v->n_insns != l->carry_insns)
-		l->exact_flags = v->rflags;
-	l->carry_rip = ~0ull;
 	if (tb->unchecked) {
 		l->n_unchecked++;
-		/* Its handler may read all flags. (Over a page border, where no look went, it may be any instruction.)
-		 */
-		if (!tb->beyond && (l->exact_flags ^ v->rflags) & FLAGS_ARITH) {
-			fprintf(stderr,
-			        "lockstep: arithmetic flags %#llx, by the translator %#llx, before the block at rip "
-			        "%#llx\n",
-			        (unsigned long long)l->exact_flags, (unsigned long long)v->rflags,
-			        (unsigned long long)tb->rip);
-			report_prev(v, l);
-			return fail(v, l);
-		}
 		left = run_jit(v, l, key, tb);
 		rc = jit_left(v, left);
 		return rc >= 0 ? rc : INTERP_GO_ON;
@@ -561,16 +522,8 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 		fprintf(stderr, "lockstep: more than %u pages stored to, which it cannot compare\n", PAGES_MAX);
 	if (!ok) {
 		report(v, l, tb, left);
-		if ((l->start.rflags ^ l->exact_flags) & FLAGS_ARITH)
-			report_prev(v, l);
 		return fail(v, l);
 	}
-	l->prev = tb;
-	l->prev_flushes = j->n.flushes;
-	l->carry_rip = v->r[R_RIP];
-	l->carry_flags = v->rflags;
-	l->carry_insns = v->n_insns;
-	l->exact_flags = l->interp.rflags;
 	rc = jit_left(v, left);
 	return rc >= 0 ? rc : INTERP_GO_ON;
 }

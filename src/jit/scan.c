@@ -24,8 +24,9 @@ static bool depend(struct trans *c, unsigned off, unsigned len)
 	return true;
 }
 
-/* Flags that code at `rip` may read before it writes them. */
-static u8 look(struct trans *c, u64 rip, unsigned depth)
+/* Flags that code at `rip` may read before it writes them. 0: it overwrites all of them, on every way, and *x says what
+ * happens until then. */
+static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 {
 	u8 need = 0, killed = 0;
 
@@ -53,13 +54,20 @@ static u8 look(struct trans *c, u64 rip, unsigned depth)
 			break;
 		need |= nat.fr & ~killed;
 		killed |= nat.fw;
+		/* Such an instruction fills a slot before its access may fail. */
+		x->partial |= nat.fw == F_ALL && (i.flags & INSN_MEM) && nat.reg_w;
 		if ((killed | need) == F_ALL)
 			return need;
+		x->partial |= nat.fmod;
+		x->clobbered |= regs_written(&i, &nat);
 		rip = wrap(c, rip + i.len);
+		/* The recipe of an exit behind such an instruction would need flags from here. */
+		if (x->partial && nat_is_relative(&nat))
+			break;
 		if (nat_is_conditional(&nat)) {
 			if (depth == 0)
 				break;
-			need |= look(c, target_of(c, &i, rip), depth - 1) & ~killed;
+			need |= look(c, target_of(c, &i, rip), depth - 1, x) & ~killed;
 		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
 			rip = target_of(c, &i, rip);
 		} else if (nat.ends || nat.cls == K_HANDLER) {
@@ -184,26 +192,86 @@ void decode_block(struct trans *c)
 	c->n_range = 1;
 }
 
+/* Are the flags before instruction k asked for, when its access fails, or lost, when it is checked? */
+static bool gives_flags(const struct trans *c, unsigned k)
+{
+	switch (c->nat[k].cls) {
+	case K_RAW:
+	case K_NOP:
+	case K_MOVI:
+	case K_ACC:
+	case K_LEA:
+	case K_XCHGA:
+	case K_BSWAP:
+	case K_INCDEC:
+	case K_JCC:
+	case K_JMP:
+		return false;
+	case K_MODRM:
+		return c->insn[k].flags & INSN_MEM;
+	case K_SSE:
+	case K_VEX:
+		if (c->insn[k].flags & INSN_MEM)
+			return true;
+		/* A handler put the vector registers away. */
+		while (k-- > 0)
+			if (c->nat[k].cls == K_HANDLER)
+				return true;
+		return false;
+	}
+	return true;
+}
+
+/* Flags to be kept alive at exit `id`, which lies before instruction k and leads to code that reads `live`: none, when
+ * a recipe does. */
+static u8 live_at_exit(struct trans *c, unsigned id, unsigned k, u8 live)
+{
+	u32 recipe;
+
+	if (live)
+		return F_ALL;
+	recipe = recipe_make(c, k, &c->carried[id]);
+	if (recipe == RECIPE_NONE)
+		return F_ALL;
+	c->recipe_exit[id] = recipe;
+	return 0;
+}
+
+/* What is alive where; and recipes for what is not. Where any flag must be kept, all are. */
 void liveness(struct trans *c)
 {
 	unsigned last = c->n - 1;
 	const struct nat *n = &c->nat[last];
+	struct carried *x = c->carried;
 	u8 live = F_ALL;
 
 	if (n->cls == K_JMP || n->cls == K_CALL)
-		live = look(c, target_of(c, &c->insn[last], c->end_rip), 1);
+		live = live_at_exit(c, last, last, look(c, target_of(c, &c->insn[last], c->end_rip), 1, &x[last]));
 	else if (!n->ends)
-		live = look(c, c->end_rip, 1);
+		live = live_at_exit(c, EXIT_END, c->n, look(c, c->end_rip, 1, &x[EXIT_END]));
 	for (unsigned k = c->n; k-- > 0;) {
 		n = &c->nat[k];
 		if (unlikely(c->j->chaos.spoil) && chaos_spoil(c->j, &c->insn[k], &c->nat[k]))
 			live = 0;
+		/* An interrupt may come behind it. */
+		if (k && c->nat[k - 1].cls == K_STI && !n->ends)
+			live = live_at_exit(c, EXIT_POLL(k), k + 1, live);
 		c->live_out[k] = live;
 		if (nat_is_conditional(n)) {
-			c->look_taken[k] = look(c, target_of(c, &c->insn[k], wrap(c, c->rip[k] + c->insn[k].len)), 1);
+			u64 to = target_of(c, &c->insn[k], wrap(c, c->rip[k] + c->insn[k].len));
+
+			c->look_taken[k] = live_at_exit(c, k, k, look(c, to, 1, &x[k]));
 			live |= c->look_taken[k];
 		}
 		live = unlikely(c->j->chaos.exact_flags) ? F_ALL : (u8)((live & ~n->fw) | n->fr);
+		if (gives_flags(c, k)) {
+			u32 recipe = live ? RECIPE_NONE : recipe_make(c, k, NULL);
+
+			if (recipe == RECIPE_NONE)
+				live = F_ALL;
+			else
+				c->recipe_in[k] = recipe;
+		}
 		c->live_in[k] = live;
 	}
 }

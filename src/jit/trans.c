@@ -6,10 +6,8 @@
  * out of line: slow paths of memory accesses, exits that save flags, guards of jumps to other pages.
  *
  * Flags: c->host says that the host's flags are the guest's; otherwise jt.flags holds them (or nobody will read them).
- * A TLB check destroys the host's, so they are saved before it when they are live.
- *
- * GAP(dead-flags): arithmetic flags that the guest overwrites before it reads them are not kept exact; an exception
- * frame or an interrupt in between shows other values there.
+ * A TLB check destroys the host's, so they are saved before it when they are live. For those that are not there is a
+ * recipe, wherever somebody may look (recipe.c).
  */
 #include "../base/bug.h"
 #include "trans.h"
@@ -56,11 +54,31 @@ void flags_restore(struct emit *e)
 	emit_mov(e, H_RAX, H_R10);
 }
 
+/* The guest's flags, which are the host's, are also in jt.flags from now on. */
+static void flags_keep(struct trans *c)
+{
+	flags_save(&c->e);
+	c->exact = c->real = true;
+}
+
+/* A recipe in jt.flags becomes flags: out of line. */
+static void flags_realize(struct trans *c)
+{
+	struct fixup *f = &c->fixup[c->n_fixup++];
+	struct emit *e = &c->e;
+
+	encode(e, 0, 0, 0xf6, 0, rm_mem(H_R15, VOFF(jt.flags))); /* test byte, FLAGS_RECIPE */
+	e1(e, FLAGS_RECIPE);
+	f->at = emit_jcc(e, 5, NULL);
+	f->back = emit_rx(e);
+	f->vec = c->vec;
+}
+
 /* Flags are about to be destroyed by us. */
 void flags_give(struct trans *c, unsigned k)
 {
 	if (c->host && c->live_in[k])
-		flags_save(&c->e);
+		flags_keep(c);
 	c->host = false;
 }
 
@@ -70,11 +88,36 @@ void flags_want(struct trans *c, unsigned k)
 	const struct nat *n = &c->nat[k];
 
 	if (!c->host && (n->fr || (n->fmod && (c->live_out[k] & ~n->fw)))) {
+		if (!c->real)
+			flags_realize(c);
 		flags_restore(&c->e);
-		c->host = true;
+		c->host = c->exact = c->real = true;
 	}
-	if (n->fmod)
+	if (n->fmod) {
 		c->host = true;
+		c->exact = false;
+		c->stored = 0;
+	}
+}
+
+/* At exit `id`, for which there is a recipe: into jt.flags, when it is not good as it is. */
+static void exit_recipe(struct trans *c, unsigned id)
+{
+	u32 recipe = c->recipe_exit[id];
+
+	if (!recipe || c->exact || c->stored == recipe)
+		return;
+	put_recipe(c, recipe, &c->carried[id]);
+	c->stored = c->carried[id].n ? 0 : recipe;
+	c->real = false;
+}
+
+/* The same for the conditional branch behind instruction k, which is about to write the flags: a store between the two
+ * would keep the host from fusing them. */
+static void exit_recipe_early(struct trans *c, unsigned k)
+{
+	if (k + 1 < c->n && c->nat[k].fmod && c->nat[k + 1].cls == K_JCC && !c->live_out[k + 1] && !c->carried[k + 1].n)
+		exit_recipe(c, k + 1);
 }
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -91,6 +134,7 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->off = (u16)(c->rip[k] - c->tb->rip);
 	call->sys = c->sys[k];
 	call->group = is_grouped(c, k) && !is_follower(c, k);
+	call->recipe = c->recipe_in[k];
 	call->insn = 0;
 	call->kept = false;
 	if (c->nat[k].cls == K_HANDLER) {
@@ -176,6 +220,16 @@ static void emit_modrm_insn(struct trans *c, unsigned k)
 		if (n->size == 1 && reg >= 4 && reg < 8)
 			f |= ENC_REX;
 	}
+	if (c->put[k].loaded) {
+		encode(e, n->rm_size == 8 ? ENC_W : 0, n->rm_size < 4,
+		       n->rm_size == 1   ? 0xb6
+		       : n->rm_size == 2 ? 0xb7
+		                         : 0x8b,
+		       H_R8, rm);
+		put_loaded(c, k);
+		rm = rm_reg(H_R8);
+	}
+	exit_recipe_early(c, k);
 	encode(e, f, i->map, i->opcode, reg, rm);
 	emit_imm(c, i);
 	if (n->high)
@@ -338,6 +392,7 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 	x->at = at;
 	x->rip = rip;
 	x->save = c->host && live;
+	x->recipe = 0;
 	x->poll = c->after_sti;
 	x->lookup = false;
 }
@@ -513,6 +568,7 @@ static void emit_call(struct trans *c, unsigned k)
 
 	flags_give(c, k);
 	emit_call_push(c, k, ret);
+	exit_recipe(c, k);
 	at = emit_jmp(&c->e, 0xe8, NULL);
 	emit_landing(c, ret);
 	exit_at(c, at, to, 0);
@@ -568,7 +624,14 @@ static void emit_jcc_insn(struct trans *c, unsigned k)
 	u64 to = target_of(c, i, wrap(c, c->rip[k] + i->len));
 
 	flags_want(c, k);
+	/* Where jt.flags matters behind it, the recipe waits until the branch is taken. */
+	if (!c->live_out[k])
+		exit_recipe(c, k);
 	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
+	if (c->live_out[k] && !c->exact) {
+		c->exit[c->n_exit - 1].recipe = c->recipe_exit[k];
+		c->exit[c->n_exit - 1].id = (u8)k;
+	}
 }
 
 /* LOOP, JCXZ: counting destroys the flags. */
@@ -579,6 +642,8 @@ static void emit_count(struct trans *c, unsigned k)
 	bool loop = i->mnemonic == ZYDIS_MNEMONIC_LOOP;
 
 	flags_give(c, k);
+	if (!c->live_out[k])
+		exit_recipe(c, k);
 	if (loop)
 		encode(&c->e, f, 0, 0xff, 1, rm_reg(H_RCX)); /* dec */
 	else
@@ -616,6 +681,8 @@ static void emit_handler(struct trans *c, unsigned k)
 	if (c->host)
 		flags_save(e);
 	c->host = c->vec = false;
+	c->exact = c->real = true;
+	c->stored = 0;
 	emit_const(e, H_R8, call_of(c, k));
 	emit_jmp(e, 0xe8, c->j->call_stub);
 	c->j->n.handler_insns++;
@@ -627,7 +694,7 @@ static void emit_poll(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 
 	if (c->host && c->live_out[k])
-		flags_save(e);
+		flags_keep(c);
 	c->host = false;
 	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
 	e1(e, 0x83);
@@ -636,6 +703,10 @@ static void emit_poll(struct trans *c, unsigned k)
 	e1(e, 0);
 	exit_at(c, emit_jcc(e, 5, NULL), wrap(c, c->rip[k] + c->insn[k].len), 0);
 	c->exit[c->n_exit - 1].lookup = true;
+	if (!c->exact) {
+		c->exit[c->n_exit - 1].recipe = c->recipe_exit[EXIT_POLL(k)];
+		c->exit[c->n_exit - 1].id = EXIT_POLL(k);
+	}
 }
 
 static void emit_rflags(struct trans *c, unsigned k, u8 digit, u32 imm)
@@ -652,6 +723,7 @@ static void emit_insn(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 	unsigned hr;
 
+	put_before(c, k);
 	switch (n->cls) {
 	case K_MODRM:
 		emit_modrm_insn(c, k);
@@ -676,6 +748,7 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	case K_ACC:
 		flags_want(c, k);
+		exit_recipe_early(c, k);
 		if (n->size == 2)
 			e1(e, 0x66);
 		if (n->size == 8)
@@ -729,6 +802,7 @@ static void emit_insn(struct trans *c, unsigned k)
 		break;
 	case K_INCDEC:
 		flags_want(c, k);
+		exit_recipe_early(c, k);
 		encode(e, n->size == 2 ? ENC_66 : 0, 0, 0xff, i->opcode >> 3 & 1, rm_reg(host_of[i->opcode & 7]));
 		break;
 	case K_JCC:
@@ -738,6 +812,7 @@ static void emit_insn(struct trans *c, unsigned k)
 		emit_count(c, k);
 		break;
 	case K_JMP:
+		exit_recipe(c, k);
 		exit_at(c, emit_jmp(e, 0xe9, NULL), target_of(c, i, wrap(c, c->rip[k] + i->len)), c->live_out[k]);
 		break;
 	case K_JMPI:
@@ -789,6 +864,7 @@ static void emit_insn(struct trans *c, unsigned k)
 	default:
 		emit_handler(c, k);
 	}
+	put_after(c, k);
 }
 
 /* ---- the block -------------------------------------------------------------------------------------------------- */
@@ -799,7 +875,8 @@ static unsigned emit_split(struct trans *c, const struct slow *s)
 	unsigned k = s->k, first;
 
 	c->split = true;
-	c->host = false;
+	c->host = c->exact = c->real = false;
+	c->stored = 0;
 	c->vec = s->vec;
 	for (; k <= s->last && !c->nat[k].ends; k++) {
 		first = c->n_slow;
@@ -839,8 +916,11 @@ static void emit_slow(struct trans *c, struct slow s)
 		}
 	}
 	for (; k <= s.last; k++) {
+		put_before(c, k);
 		emit_const(e, H_R8, call_of(c, k));
 		emit_jmp(e, 0xe8, c->j->call_stub);
+		put_after(c, k);
+		put_spoilt(c, k);
 	}
 	if (c->nat[s.last].ends) /* a branch never comes back here */
 		return;
@@ -858,6 +938,15 @@ static void emit_out_of_line(struct trans *c)
 	*e = c->j->cold;
 	for (unsigned n = 0; n < c->n_slow; n++)
 		emit_slow(c, c->slow[n]);
+	for (unsigned n = 0; n < c->n_fixup; n++) {
+		struct fixup *f = &c->fixup[n];
+
+		patch_rel(f->at, e->delta, emit_rx(e));
+		emit_jmp(e, 0xe8, c->j->recipe_stub);
+		if (f->vec)
+			emit_jmp(e, 0xe8, c->j->vec_stub[c->wants_vec]);
+		emit_jmp(e, 0xe9, f->back);
+	}
 	if (c->deep_at) {
 		patch_rel(c->deep_at, e->delta, emit_rx(e));
 		emit_ret_base(c->j, e);
@@ -868,10 +957,12 @@ static void emit_out_of_line(struct trans *c)
 	for (unsigned n = 0; n < c->n_exit; n++) {
 		struct exit *x = &c->exit[n];
 
-		if (x->lookup || x->save) {
+		if (x->lookup || x->save || x->recipe) {
 			patch_rel(x->at, e->delta, emit_rx(e));
 			if (x->save)
 				flags_save(e);
+			else if (x->recipe)
+				put_recipe(c, x->recipe, &c->carried[x->id]);
 			x->at = NULL;
 		}
 		if (x->lookup) {
@@ -984,6 +1075,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	e1(e, 0);
 	poll = emit_jcc(e, 5, NULL);
 	tb->code_nopoll = emit_rx(e);
+	c->exact = true;
 	if (j->count) {
 		encode(e, ENC_W, 0, 0x81, 0, rm_mem(H_R15, VOFF(n_insns)));
 		e4(e, c->n);
@@ -1004,6 +1096,8 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	if (!c->nat[c->n - 1].ends) {
 		if (c->host && c->live_out[c->n - 1])
 			flags_save(e);
+		else
+			exit_recipe(c, EXIT_END);
 		emit_exit(c, NULL, c->end_rip, false);
 	}
 	emit_out_of_line(c);

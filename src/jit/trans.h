@@ -25,7 +25,9 @@ struct slow {
 struct exit {
 	u8 *at;
 	u64 rip;
-	bool save;   /* flags to jt.flags first */
+	bool save;  /* flags to jt.flags first */
+	u32 recipe; /* or this one of them, with carried[id]; 0: neither */
+	u8 id;
 	bool poll;   /* look at events whatever the direction */
 	bool lookup; /* to the dispatcher, unlinked */
 };
@@ -39,6 +41,34 @@ struct group {
 	s32 lo, hi; /* span, relative to the base register's value at the leader */
 };
 
+#define SLOTS ARRAY_SIZE(((struct vcpu *)0)->jt.slot)
+#define CARRIED ARRAY_SIZE(((struct vcpu *)0)->jt.carried)
+
+/* Operands that an instruction puts aside for recipes: slot + 1, or 0. */
+struct put {
+	u8 a_before, b_before, a_after, b_after, loaded;
+};
+
+/* What an exit's recipe takes along. */
+struct carried {
+	u16 clobbered; /* registers that change behind the exit while the flags may be asked for */
+	bool partial;  /* instructions there overwrite a part of the flags first */
+	u8 n;
+	u8 reg[4]; /* guest registers in jt.carried */
+};
+
+/* Exits by number: the branch k; the block's end; the look at events behind instruction k. */
+#define EXIT_END TB_INSNS
+#define EXIT_POLL(k) (TB_INSNS + 1 + (k))
+#define EXITS (2 * TB_INSNS + 1)
+
+/* A restore of flags that finds a recipe in jt.flags. */
+struct fixup {
+	u8 *at;
+	const u8 *back;
+	bool vec;
+};
+
 struct trans {
 	struct jit *j;
 	struct tb *tb;
@@ -48,7 +78,11 @@ struct trans {
 	const u8 *hva_page;
 	unsigned n, n_slow, n_exit, n_range;
 	u64 end_rip;
-	bool host; /* the guest's flags are in the host's */
+	bool host;  /* the guest's flags are in the host's */
+	bool exact; /* jt.flags stands for the flags now; if it is a recipe, it was made for this place or before entry
+	             */
+	bool real;  /* jt.flags is no recipe */
+	u32 stored; /* the recipe that this block left in jt.flags for the flags now, without carried registers */
 	u8 *deep_at;
 	const u8 *deep_back;
 	bool vec;       /* vector registers and MXCSR are in the host's, as this block wants them */
@@ -57,6 +91,12 @@ struct trans {
 	const struct jpage *page;
 	u8 wants_vec;       /* VEC_x */
 	u32 call[TB_INSNS]; /* index + 1 */
+	u32 last_recipe;
+	unsigned n_slots, n_fixup;
+	struct put put[TB_INSNS];
+	u32 recipe_in[TB_INSNS]; /* of the flags before it, when they are not alive and it may ask for them */
+	u32 recipe_exit[EXITS];
+	struct carried carried[EXITS];
 	/* from here on not cleared */
 	struct insn insn[TB_INSNS];
 	struct nat nat[TB_INSNS];
@@ -66,6 +106,7 @@ struct trans {
 	const u8 *resume[TB_INSNS];
 	struct group group[TB_INSNS];
 	u8 group_of[TB_INSNS]; /* index + 1 */
+	struct fixup fixup[TB_INSNS * 2];
 	unsigned n_group;
 	struct slow slow[TB_INSNS * 8];
 	struct exit exit[TB_INSNS * 3 + 1];
@@ -97,6 +138,16 @@ static inline u64 wrap(const struct trans *c, u64 rip)
 /* scan.c */
 void decode_block(struct trans *c);
 void liveness(struct trans *c);
+
+/* recipe.c */
+#define RECIPE_NONE (~0u)
+u16 regs_written(const struct insn *i, const struct nat *n);
+u32 recipe_make(struct trans *c, unsigned k, struct carried *exit);
+void put_before(struct trans *c, unsigned k);
+void put_after(struct trans *c, unsigned k);
+void put_loaded(struct trans *c, unsigned k);
+void put_spoilt(struct trans *c, unsigned k);
+void put_recipe(struct trans *c, u32 recipe, const struct carried *with);
 
 /* trans.c */
 extern const u8 host_of[16];

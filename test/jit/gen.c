@@ -37,16 +37,6 @@ void gen_seed(u64 seed)
 		gen_rnd(2);
 }
 
-u64 gen_state(void)
-{
-	return rng;
-}
-
-void gen_set_state(u64 state)
-{
-	rng = state;
-}
-
 u32 gen_rnd(u32 n)
 {
 	rng ^= rng << 13;
@@ -536,26 +526,24 @@ static void gen_sse(void)
 
 /* ---- code that changes ------------------------------------------------------------------------------------------ */
 
-/*
- * GAP(dead-flags), trans.c: at a store that changes its own block, flags that nobody read before the change are not
- * exact. So what is stored, and what it replaces, sets all of them first; or an instruction behind the store does.
- */
+/* Whatever stands there now writes all flags, some, none, or reads them; the last two are 64-bit code. */
 static const u8 four[][4] = {{0x39, 0xc0, 0x90, 0x90}, {0x83, 0xc0, 0x07, 0x90}, {0x31, 0xc9, 0x01, 0xd8},
                              {0x85, 0xdb, 0xf9, 0xf5}, {0x3c, 0x07, 0x66, 0x90}, {0x83, 0xe8, 0x7f, 0xf8},
+                             {0x8d, 0x40, 0x07, 0x90}, {0xff, 0xc1, 0x90, 0x90}, {0x11, 0xc8, 0x89, 0xc1},
+                             {0xc1, 0xc0, 0x03, 0x90}, {0x0f, 0x92, 0xc1, 0x90}, {0x9f, 0xd1, 0xe0, 0x90},
                              {0x48, 0x01, 0xc0, 0x90}, {0x49, 0x83, 0xc0, 0x11}};
+#define FOUR_32 12
 
 static u8 alu_op(void)
 {
-	static const u8 op[] = {0x01, 0x09, 0x21, 0x29, 0x31, 0x39};
+	static const u8 op[] = {0x01, 0x09, 0x21, 0x29, 0x31, 0x39, 0x11, 0x19, 0x89, 0x8b};
 
 	return op[rnd(sizeof(op))];
 }
 
 static u8 alu_digit(void)
 {
-	static const u8 digit[] = {0, 1, 4, 5, 6, 7};
-
-	return digit[rnd(sizeof(digit))];
+	return (u8)rnd(8);
 }
 
 static void gen_site(unsigned kind)
@@ -578,7 +566,6 @@ static void gen_site(unsigned kind)
 		for (unsigned n = 0; n < 4; n++)
 			e1(&e, four[0][n]);
 	}
-	memset(prog->meant + (at - prog->bytes), true, kind == SITE_NOP4 ? 4 : 1);
 	/* Stores that waited for it. */
 	for (unsigned n = 0; n < n_wait; n++) {
 		u64 to = (u64)(uintptr_t)at + (u64)e.delta - env->gs_base;
@@ -623,7 +610,7 @@ static void gen_patch(void)
 	if (kind == SITE_NOP4) {
 		u32 x;
 
-		memcpy(&x, four[rnd(is64() ? 8 : 6)], 4);
+		memcpy(&x, four[rnd(is64() ? FOUR_32 + 2 : FOUR_32)], 4);
 		e4(&e, x);
 	} else {
 		e1(&e, kind == SITE_ALU ? alu_op() : (u8)rnd(256));
@@ -633,7 +620,6 @@ static void gen_patch(void)
 		u32 d = (u32)(is64() ? to - (u64)(uintptr_t)emit_rx(&e) : to);
 
 		memcpy(disp, &d, 4);
-		e2(&e, 0xc085); /* test eax, eax */
 		return;
 	}
 	wait[n_wait].disp = disp;
@@ -642,7 +628,6 @@ static void gen_patch(void)
 	wait[n_wait++].kind = (u8)kind;
 	/* The very next instruction, or a few later. */
 	if (rnd(2)) {
-		e2(&e, 0xc085);
 		for (unsigned n = rnd(5); n; n--)
 			gen_alu();
 	}
@@ -750,7 +735,12 @@ static void gen_branch(unsigned depth)
 			gen_one(depth + 3);
 			fix_to(f, e.p);
 		}
-		encode(&e, 0, 0, 0xff, 1, rm_reg(counter)); /* dec */
+		if (rnd(2)) {
+			encode(&e, 0, 0, 0xff, 1, rm_reg(counter)); /* dec */
+		} else {
+			encode(&e, 0, 0, 0x83, 5, rm_reg(counter)); /* sub, 1 */
+			e1(&e, 1);
+		}
 		{
 			u8 size = branch_size();
 
@@ -768,6 +758,7 @@ static void gen_branch(unsigned depth)
 			gen_one(depth + 2);
 		{
 			u8 size = branch_size();
+			bool frame = env->bits != 16 && rnd(2);
 
 			if (rnd(4)) {
 				e1(&e, 0xc3);
@@ -785,10 +776,21 @@ static void gen_branch(unsigned depth)
 				/* The call's size is mostly the return's. */
 				if (!is64() && rnd(30) == 0)
 					size = size == 2 || !env->cut_ok ? 4 : 2;
+				/* As compilers do: flags come from RSP, which the CALL changes. */
+				if (frame) {
+					encode(&e, is64() ? ENC_W : 0, 0, 0x83, 5, rm_reg(H_RSP));
+					e1(&e, 24);
+					if (rnd(2))
+						gen_mov();
+				}
 				if (!is64() && size * 8 != env->bits)
 					e1(&e, 0x66);
 				e1(&e, 0xe8);
 				fix_to(disp_of(size), top);
+				if (frame) {
+					encode(&e, is64() ? ENC_W : 0, 0, 0x83, 0, rm_reg(H_RSP));
+					e1(&e, 24);
+				}
 			}
 		}
 		break;
@@ -824,7 +826,9 @@ static void gen_system(void)
 		e1(&e, (u8)rnd(256));
 		break;
 	case 2: {
-		u8 op = rnd(2) ? 0x88 : 0x8a;
+		/* MOV, CMP, TEST, ADD, AND: an exit before each that reads shows all flags. */
+		static const u8 ops[] = {0x88, 0x8a, 0x88, 0x8a, 0x38, 0x3a, 0x84, 0x02, 0x22, 0x00};
+		u8 op = ops[rnd(sizeof(ops))];
 		unsigned f = size_flags(&op);
 
 		if (env->mmio)
@@ -999,7 +1003,6 @@ void gen_program(const struct gen_env *env_, struct program *p)
 	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
 	p->n_insns = p->n_chunks = 0;
 	n_sites = n_wait = 0;
-	memset(p->meant, 0, sizeof(p->meant));
 	while (n--) {
 		p->chunk[p->n_chunks++] = (u16)(e.p - p->bytes);
 		gen_one(0);

@@ -25,14 +25,11 @@ struct program {
 	u64 at; /* address of the first byte */
 	unsigned len, n_insns;
 	u8 bytes[16384];
-	bool meant[16384]; /* bytes that the program is meant to change */
 	unsigned n_chunks;
 	u16 chunk[260]; /* offsets where a run may go on after a fault */
 };
 
 void gen_seed(u64 seed);
-u64 gen_state(void);
-void gen_set_state(u64 state);
 u32 gen_rnd(u32 n);
 u64 gen_u64(void);
 void gen_place(const struct gen_env *env, struct program *p); /* chooses p->at */
