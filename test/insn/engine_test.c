@@ -1,5 +1,5 @@
 /*
- * engine_test.c: the interpreter's loop on a bare vCPU, without a KVM around it: code that changes under it, fetches
+ * engine_test.c: the engine's loop on a bare vCPU, without a KVM around it: code that changes under it, fetches
  * over page borders, MMIO of every shape, string instructions stopped in the middle, shadows, the code segment's end.
  *
  * Each test sets registers, runs until an exit and looks. The last line is `N passed, N failed`.
@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "../../src/jit/jit.h"
 #include "../../src/x86/pte.h"
 #include "machine.h"
 
@@ -63,7 +64,10 @@ static void start(const char *name, u64 at, const char *code, unsigned len)
 
 static enum exit_reason run(void)
 {
-	interp_run(m.v);
+	if (m.v->jit)
+		jit_run(m.v);
+	else
+		interp_run(m.v);
 	return m.v->exit.reason;
 }
 
@@ -125,12 +129,20 @@ static void *kicker(void *arg)
 
 static void test_threads(void)
 {
-	pthread_t t;
+	pthread_t t, k;
 
 	START("another thread changes the running loop", RAM, "\xeb\xfe");
 	pthread_create(&t, NULL, patcher, NULL);
+	if (m.v->jit) {
+		/* The translator need not see it before the next entry. */
+		pthread_create(&k, NULL, kicker, NULL);
+		CHECK(run() == EXIT_INTR && m.v->r[R_RIP] == RAM);
+		pthread_join(k, NULL);
+		pthread_join(t, NULL);
+	}
 	CHECK(run() == EXIT_HLT && m.v->r[R_RIP] == RAM + 1);
-	pthread_join(t, NULL);
+	if (!m.v->jit)
+		pthread_join(t, NULL);
 
 	START("a signal ends an endless loop", RAM, "\xeb\xfe");
 	pthread_create(&t, NULL, kicker, NULL);
@@ -435,6 +447,37 @@ static void test_limit(void)
 }
 
 /* More code than the cache holds, twice. */
+/* TSC_OFFSET counts, RDTSC and RDTSCP clear the upper halves, TSC_AUX is 32 bits wide. */
+static void test_tsc(void)
+{
+	struct vcpu *v = m.v;
+
+	for (unsigned p = 0; p < 2; p++) {
+		/* rdtsc(p); hlt, twice, so that the second time runs what the first has made */
+		for (unsigned n = 0; n < 2; n++) {
+			u64 before, after, tsc;
+
+			if (p)
+				START("rdtscp", RAM, "\x0f\x01\xf9\xf4");
+			else
+				START("rdtsc", RAM, "\x0f\x31\xf4");
+			v->r[R_RAX] = v->r[R_RDX] = v->r[R_RCX] = ~0ull;
+			v->tsc_aux = 0x12345678;
+			v->tsc_offset = -(s64)0x123456789ab;
+			v->rflags |= FLAGS_CF | FLAGS_OF;
+			before = __builtin_ia32_rdtsc();
+			CHECK(run() == EXIT_HLT);
+			after = __builtin_ia32_rdtsc();
+			tsc = (v->r[R_RDX] << 32 | v->r[R_RAX]) + 0x123456789abull;
+			CHECK(!(v->r[R_RAX] >> 32) && !(v->r[R_RDX] >> 32) && tsc >= before && tsc <= after);
+			CHECK(v->r[R_RCX] == (p ? 0x12345678 : ~0ull));
+			CHECK((v->rflags & (FLAGS_ARITH)) == (FLAGS_CF | FLAGS_OF));
+		}
+	}
+	v->tsc_offset = 0;
+	v->tsc_aux = 0;
+}
+
 static void test_flush(void)
 {
 	struct vcpu *v = m.v;
@@ -470,6 +513,7 @@ int main(void)
 	test_strings();
 	test_shadow();
 	test_limit();
+	test_tsc();
 	test_flush();
 	machine_free(&m);
 	printf("%u passed, %u failed\n", passed, failed);
