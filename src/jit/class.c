@@ -372,6 +372,10 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->cls = K_PUSHF;
 		n->fr = F_ALL;
 		return;
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
+		n->cls = K_TSC;
+		return;
 	case ZYDIS_MNEMONIC_SWAPGS:
 		if ((key & KEY_64) && (key & KEY_CPL0))
 			n->cls = K_SWAPGS;

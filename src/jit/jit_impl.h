@@ -380,6 +380,7 @@ enum cls {
 	K_DF, /* CLD, STD */
 	K_PUSHF,
 	K_SWAPGS,
+	K_TSC,         /* RDTSC, RDTSCP */
 	K_BITMEM,      /* BT and its kin, memory, the bit's number in a register */
 	K_STRING_ONCE, /* MOVS LODS STOS SCAS, not repeated */
 	K_STRING,      /* REP STOS, REP MOVS */

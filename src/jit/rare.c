@@ -1,5 +1,5 @@
 /*
- * rare.c: PUSHF, SWAPGS, bit strings in memory, REP STOS and REP MOVS: rare in programs, not in kernels.
+ * rare.c: PUSHF, SWAPGS, RDTSC, bit strings in memory, REP STOS and REP MOVS: rare in programs, not in kernels.
  */
 #include "trans.h"
 
@@ -37,6 +37,31 @@ void emit_swapgs(struct trans *c)
 	emit_load(e, H_R10, H_R15, VOFF(kernel_gs_base));
 	emit_store(e, H_R15, VOFF(kernel_gs_base), H_R8);
 	emit_store(e, H_R15, base, H_R10);
+}
+
+/* As tsc_read(): the host's counter and an offset. CR4.TSD is the handler's matter. */
+void emit_tsc(struct trans *c, unsigned k)
+{
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	if (!(c->key & KEY_CPL0)) {
+		encode(e, 0, 0, 0xf7, 0, rm_mem(H_R15, VOFF(cr4))); /* test dword, CR4.TSD */
+		e4(e, (u32)CR4_TSD);
+		slow_at(c, k, emit_jcc(e, 5, NULL));
+	}
+	e1(e, 0x0f); /* rdtsc */
+	e1(e, 0x31);
+	encode(e, ENC_W, 0, 0xc1, 4, rm_reg(H_RDX)); /* shl rdx, 32 */
+	e1(e, 32);
+	encode(e, ENC_W, 0, 0x09, H_RDX, rm_reg(H_RAX)); /* or rax, rdx */
+	encode(e, ENC_W, 0, 0x03, H_RAX, rm_mem(H_R15, VOFF(tsc_offset)));
+	emit_mov(e, H_RDX, H_RAX);
+	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_RDX)); /* shr rdx, 32 */
+	e1(e, 32);
+	encode(e, 0, 0, 0x89, H_RAX, rm_reg(H_RAX));
+	if (c->insn[k].mnemonic == ZYDIS_MNEMONIC_RDTSCP)
+		encode(e, 0, 0, 0x8b, H_RCX, rm_mem(H_R15, VOFF(tsc_aux)));
 }
 
 /* BT, BTS, BTR, BTC with a bit string in memory: the operand is the word that holds the bit. */

@@ -848,6 +848,9 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_SWAPGS:
 		emit_swapgs(c);
 		break;
+	case K_TSC:
+		emit_tsc(c, k);
+		break;
 	case K_BITMEM:
 		emit_bitmem(c, k);
 		break;

@@ -288,6 +288,12 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 		return;
 	if ((i->flags & INSN_VEX) && !(c->key & KEY_AVX))
 		return;
+	/* Outside 64-bit mode the upper eight registers stay as they are. */
+	if (i->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER && (c->key & KEY_64)) {
+		memset(n, 0, sizeof(*n));
+		n->cls = K_VEX;
+		return;
+	}
 	for (unsigned k = 0; k < i->nops; k++) {
 		u8 kind = i->op[k].kind;
 
@@ -370,6 +376,16 @@ void vec_emit(struct trans *c, unsigned k)
 	struct rm rm;
 	u32 f;
 
+	if (i->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
+		if (!c->vec) {
+			flags_give(c, k);
+			vec_check(c);
+		}
+		e1(e, 0xc5);
+		e1(e, 0xf8);
+		e1(e, 0x77);
+		return;
+	}
 	read_venc(c, i, &v);
 	f = form(i, &v);
 	reg = (i->modrm >> 3 & 7) | (v.rex & 4) << 1;

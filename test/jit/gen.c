@@ -852,6 +852,8 @@ static bool no_random(const struct insn *i)
 {
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_HLT:
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
 	case ZYDIS_MNEMONIC_RDRAND:
 	case ZYDIS_MNEMONIC_RDSEED:
 	case ZYDIS_MNEMONIC_JMP:
