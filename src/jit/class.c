@@ -503,12 +503,42 @@ static void classify_string(const struct insn *i, u32 key, struct nat *n)
 	n->rm_r = movs;
 }
 
+/* BMI1 and BMI2 in VEX encoding, but for MULX with its two destinations. */
+static void classify_bmi(const struct insn *i, u32 key, struct nat *n)
+{
+	if (!(key & KEY_64) || !cpuid_has_isa(i->isa))
+		return;
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_ANDN:
+	case ZYDIS_MNEMONIC_BEXTR:
+	case ZYDIS_MNEMONIC_BLSI:
+	case ZYDIS_MNEMONIC_BLSMSK:
+	case ZYDIS_MNEMONIC_BLSR:
+	case ZYDIS_MNEMONIC_BZHI:
+		rmw(n, 0, F_ALL);
+		break;
+	case ZYDIS_MNEMONIC_PDEP:
+	case ZYDIS_MNEMONIC_PEXT:
+	case ZYDIS_MNEMONIC_RORX:
+	case ZYDIS_MNEMONIC_SARX:
+	case ZYDIS_MNEMONIC_SHLX:
+	case ZYDIS_MNEMONIC_SHRX:
+		break;
+	default:
+		return;
+	}
+	n->cls = K_BMI;
+	n->size = n->rm_size = i->op[0].size;
+}
+
 void classify(const struct insn *i, u32 key, struct nat *n)
 {
 	memset(n, 0, sizeof(*n));
 	n->reg_kind = n->rm_kind = OPK_GPR;
 	if (!(i->flags & INSN_VEX) && !(i->flags & (INSN_REP | INSN_REPNE)) && cpuid_has_isa(i->isa))
 		classify_int(i, key, n);
+	else if (i->flags & INSN_VEX)
+		classify_bmi(i, key, n);
 	else
 		classify_string(i, key, n);
 	if (n->cls != K_HANDLER && has_high_byte(i))

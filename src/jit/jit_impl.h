@@ -384,6 +384,7 @@ enum cls {
 	K_BITMEM,      /* BT and its kin, memory, the bit's number in a register */
 	K_STRING_ONCE, /* MOVS LODS STOS SCAS, not repeated */
 	K_STRING,      /* REP STOS, REP MOVS */
+	K_BMI,         /* general registers, VEX encoding */
 	K_SSE,         /* vector registers, legacy encoding */
 	K_VEX
 };

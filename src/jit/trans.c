@@ -860,6 +860,9 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_STRING:
 		emit_string(c, k);
 		break;
+	case K_BMI:
+		emit_bmi(c, k);
+		break;
 	case K_SSE:
 	case K_VEX:
 		vec_emit(c, k);

@@ -195,6 +195,9 @@ void segment_ret(struct trans *c, unsigned k);
 /* see.c: the block is translated; its part out of line (executable address) */
 void see_block(const struct trans *c, const u8 *cold, u64 cold_len);
 
+/* bmi.c */
+void emit_bmi(struct trans *c, unsigned k);
+
 /* div.c */
 void div_emit(struct trans *c, unsigned k);
 
