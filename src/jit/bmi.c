@@ -26,7 +26,8 @@ void emit_bmi(struct trans *c, unsigned k)
 	if (!digit && !rorx)
 		second = reg_in(c, vvvv, H_R10, true);
 	dest = reg_in(c, digit ? vvvv : reg, H_R10, false);
-	encode_vex(e, w, false, vex[2] & 3, i->map, i->opcode, digit ? i->modrm >> 3 & 7 : dest, digit ? dest : second, rm);
+	encode_vex(e, w, false, vex[2] & 3, i->map, i->opcode, digit ? i->modrm >> 3 & 7 : dest, digit ? dest : second,
+	           rm);
 	if (rorx)
 		e1(e, i->raw[i->len - 1]);
 	reg_out(c, digit ? vvvv : reg, H_R10);
