@@ -476,6 +476,17 @@ void jit_emit_stubs(struct jit *j)
 
 /* ---- the dispatcher --------------------------------------------------------------------------------------------- */
 
+#define CODE_HALF_LEAST ((size_t)2 << 20)
+
+/* What this vCPU may use of each half of its code memory: the VM's vCPUs share what is set, but have 4 MiB each. */
+static size_t code_half(const struct jit *j)
+{
+	size_t half = j->mem.size / 2, share = half / (atomic_load_explicit(&j->others, memory_order_relaxed) + 1);
+	size_t least = half < CODE_HALF_LEAST ? half : CODE_HALF_LEAST;
+
+	return share > least ? share : least;
+}
+
 /* The caches that skip the dispatcher are only good under the state they were filled under (invariant 3). */
 static void check_world(struct vcpu *v, struct jit *j)
 {
@@ -498,8 +509,8 @@ static void check_world(struct vcpu *v, struct jit *j)
 		j->flushes = v->mmu.flushes;
 		tb_new_gen(j);
 	}
-	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->cold_start ||
-	             j->cold.p + EMIT_ROOM > j->mem.rw + j->mem.size || j->n_calls + TB_INSNS > CALLS_MAX ||
+	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->mem.rw + code_half(j) ||
+	             j->cold.p + EMIT_ROOM > j->cold_start + code_half(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
 	             j->n_sites + TB_INSNS * 2 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
 	             j->meta_used + 65536 > META_SIZE))
 		tb_flush(j);
