@@ -14,7 +14,7 @@
 #include "insn_test.h"
 
 static struct tcase c;
-static struct outcome want, got;
+static struct outcome want, got, again;
 
 /* FNV-1a, so that a form's cases depend on the seed and the form alone: --form repeats what a whole run did. */
 static u64 seed_of(u64 seed, const struct form *f, unsigned n)
@@ -32,7 +32,7 @@ int main(int argc, char **argv)
 	unsigned cases = 200000, each = 20, max_reports = 20, reports = 0, ungenerated = 0, failed_forms = 0;
 	const char *filter = NULL;
 	bool verbose = false, host_32;
-	u64 unjudged = 0;
+	u64 unjudged = 0, unsteady = 0;
 
 	for (int n = 1; n < argc; n++) {
 		const char *arg = n + 1 < argc ? argv[n + 1] : "";
@@ -91,6 +91,16 @@ int main(int argc, char **argv)
 				continue;
 			}
 			guest_run(&c, &got);
+			/* Once in some 100,000 cases that leave a wild RSP, some virtual machines report #UD for the
+			 * INT3 behind it. What the host does not say twice does not count; what it does say twice,
+			 * does. */
+			if (!outcomes_agree(&c, &want, &got, &why) && (host_32 || c.form->mode == DECODE_64)) {
+				native_run(&c, &again);
+				if (again.vector != want.vector) {
+					unsteady++;
+					want = again;
+				}
+			}
 			if (outcomes_agree(&c, &want, &got, &why)) {
 				passed++;
 				continue;
@@ -109,6 +119,8 @@ int main(int argc, char **argv)
 			       mnemonic_name(forms[f].mnemonic), forms[f].map, forms[f].opcode, forms[f].cases,
 			       (unsigned long long)(failed - before));
 	}
+	if (unsteady)
+		printf("the host gave %llu cases another vector the second time\n", (unsigned long long)unsteady);
 	if (!host_32)
 		printf("the host runs no 32-bit code: %llu of its cases not run, the others judged by the "
 		       "interpreter\n",
