@@ -212,7 +212,8 @@ struct vcpu {
 		u32 from;  /* the last RET that ran */
 		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
-		u64 c_r8, c_sp;          /* of stubs that call C */
+		u64 c_r8, c_sp; /* of stubs that call C */
+		u32 in_stub;    /* such a stub\'s C runs: guest registers are in the host\'s, or on its stack */
 		u64 slot[8], carried[4]; /* operands of recipes */
 		u64 keep[2];
 		u32 slot_bad[8];

@@ -40,6 +40,9 @@ EXPORT int dup2(int old, int new)
 	if (old != new)
 		front_forget((unsigned)new, (unsigned)new);
 	rc = __dup2(old, new);
+	/* A call on the dying number, beside this one, may have noted it again. */
+	if (old != new)
+		front_forget((unsigned)new, (unsigned)new);
 	if (ours && rc >= 0)
 		front_reap();
 	return rc;
@@ -53,6 +56,8 @@ EXPORT int dup3(int old, int new, int flags)
 	if (old != new)
 		front_forget((unsigned)new, (unsigned)new);
 	rc = (int)syscall(SYS_dup3, old, new, flags);
+	if (old != new)
+		front_forget((unsigned)new, (unsigned)new);
 	if (ours && rc >= 0)
 		front_reap();
 	return rc;
@@ -64,6 +69,7 @@ EXPORT int close_range(unsigned first, unsigned last, int flags)
 
 	front_forget(first, last);
 	rc = (int)syscall(SYS_close_range, first, last, flags);
+	front_forget(first, last);
 	if (rc == 0 && !(flags & CLOSE_RANGE_CLOEXEC))
 		front_reap();
 	return rc;

@@ -17,6 +17,18 @@ bool jit_abandon(struct vcpu *v, u64 host, u64 *rip, u64 *go_on)
 		for (const struct tb *tb = j->hash[n]; tb; tb = tb->next)
 			if (host - (u64)(uintptr_t)tb->code < tb->code_len)
 				*rip = tb->rip;
-	*go_on = (u64)(uintptr_t)j->leave_lookup;
+	*go_on = (u64)(uintptr_t)j->long_lookup;
 	return true;
+}
+
+bool jit_landed(struct vcpu *v)
+{
+	bool lost = v->jt.in_stub;
+
+	v->jt.in_stub = 0;
+	if (v->jt.vec != VEC_MEMORY) {
+		__builtin_ia32_ldmxcsr(v->jt.mxcsr_host);
+		v->jt.vec = VEC_MEMORY;
+	}
+	return lost;
 }

@@ -235,6 +235,8 @@ static void emit_c_begin(struct emit *e)
 		emit_store(e, H_R15, homes[caller_saved[n]].guest * 8, homes[caller_saved[n]].host);
 	emit_store(e, H_R15, VOFF(jt.c_r8), H_R8);
 	emit_store(e, H_R15, VOFF(jt.c_sp), H_RSP);
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.in_stub)));
+	e4(e, 1);
 	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
 	e1(e, 0xf0);
 }
@@ -243,6 +245,8 @@ static void emit_c_begin(struct emit *e)
 static void emit_c_end(struct emit *e)
 {
 	emit_load(e, H_RSP, H_R15, VOFF(jt.c_sp));
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.in_stub)));
+	e4(e, 0);
 	for (unsigned n = 0; n < ARRAY_SIZE(caller_saved); n++)
 		emit_load(e, homes[caller_saved[n]].host, H_R15, homes[caller_saved[n]].guest * 8);
 }
@@ -511,7 +515,7 @@ static void check_world(struct vcpu *v, struct jit *j)
 	}
 	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->mem.rw + code_half(j) ||
 	             j->cold.p + EMIT_ROOM > j->cold_start + code_half(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
-	             j->n_sites + TB_INSNS * 2 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
+	             j->n_sites + TB_INSNS * 4 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
 	             j->meta_used + 65536 > META_SIZE))
 		tb_flush(j);
 }

@@ -1,8 +1,8 @@
 /*
  * jit.h: the translator: guest code → host code, same meaning as the interpreter, much faster. doc/translator.md.
  *
- * A vCPU has a translator when v->jit is set. What it does not translate (16-bit code, segments that are not flat,
- * single-step) it gives to the interpreter, block by block.
+ * A vCPU has a translator when v->jit is set. What it does not translate (single-step and the like) it gives to the
+ * interpreter, block by block.
  */
 #ifndef DEVKVM_JIT_JIT_H
 #define DEVKVM_JIT_JIT_H
@@ -24,6 +24,9 @@ void jit_count(const struct vcpu *v, u64 *blocks, u64 *bytes);
 /* For a handler of SIGSEGV: is `host` in the vCPU's translated code? Then execution goes on at *go_on, with *rip in R8:
  * it returns to the dispatcher with registers stored, flags and RIP not exact. */
 bool jit_abandon(struct vcpu *v, u64 host, u64 *rip, u64 *go_on);
+/* The engine was left by a jump out of C code. True: translated code had called that on a short way, which leaves the
+ * guest's registers where only it could find them; they are lost. */
+bool jit_landed(struct vcpu *v);
 /* DEVKVM_ENGINE: `jit` (also when unset) or `interp`. */
 bool jit_wanted(void);
 

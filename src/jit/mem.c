@@ -224,7 +224,9 @@ struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned alig
 		/* What is aligned cannot cross a page; low bits make the tag differ. */
 		emit_mov(&c->e, H_R10, reg);
 		emit_tag(c, k, reg, (u32)-4096 | (align - 1), kind);
-		slow_retry(c, retry, reg, size, kind);
+		/* A page is dirty when a store is certain: not before the address is known to be aligned. */
+		if (kind != TLB_WRITE)
+			slow_retry(c, retry, reg, size, kind);
 	} else {
 		emit_check_reg(c, k, reg, size, kind);
 	}

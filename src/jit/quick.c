@@ -5,6 +5,7 @@
  * not plain goes the long way (helper.c).
  */
 #include "../base/bug.h"
+#include "../base/usercopy.h"
 #include "jit_impl.h"
 
 /* The code at the linear address `rip`, entered into the jump cache; NULL: go the long way. */
@@ -18,7 +19,7 @@ static const u8 *find(struct vcpu *v, u64 rip, struct tb **out)
 	struct tb *tb;
 
 	if (unlikely(!jit_undisturbed(v, j) || j->lockstep || j->chaos.on || j->need_flush ||
-	             atomic_load_explicit(&j->again, memory_order_relaxed) ||
+	             j->n_guards + 1 >= GUARDS_MAX || atomic_load_explicit(&j->again, memory_order_relaxed) ||
 	             atomic_load_explicit(&j->foreign, memory_order_relaxed)))
 		return NULL;
 	p = tlb_lookup(&v->mmu.tlb[ctx][TLB_EXEC], rip, 1);
@@ -28,7 +29,10 @@ static const u8 *find(struct vcpu *v, u64 rip, struct tb **out)
 	if (unlikely(!page || !page->watched))
 		return NULL;
 	tb = tb_lookup(j, rip, p, key);
-	if (unlikely(!tb || (page->epoch != j->epoch && !page_unchanged(j, page))))
+	if (unlikely(!tb))
+		return NULL;
+	/* A fault here would find the guest's registers in the host's: the client may have taken the memory away. */
+	if (page->epoch != j->epoch && unlikely(!user_reachable(page->hva, false) || !page_unchanged(j, page)))
 		return NULL;
 	tb_entered(v, tb, page);
 	j->n.quick++;

@@ -175,6 +175,12 @@ static void recount(struct jpage *p)
 			p->granules |= granules_of(tb->range[n].off, tb->range[n].len);
 }
 
+/* Behind the bytes of range n; those of the next page follow the first range's. */
+static const u8 *after_range(const struct tb *tb, unsigned n, const u8 *b)
+{
+	return b + tb->range[n].len + (n ? 0 : tb->beyond);
+}
+
 static bool same_bytes(const u8 *page, const struct tb *tb)
 {
 	const u8 *b = tb->bytes;
@@ -182,7 +188,7 @@ static bool same_bytes(const u8 *page, const struct tb *tb)
 	for (unsigned n = 0; n < tb->n_ranges; n++) {
 		if (memcmp(b, page + tb->range[n].off, tb->range[n].len))
 			return false;
-		b += tb->range[n].len;
+		b = after_range(tb, n, b);
 	}
 	return true;
 }
@@ -280,7 +286,7 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	}
 	for (unsigned n = 0; n < tb->n_ranges; n++) {
 		snap_put(p, tb->range[n].off, b, tb->range[n].len);
-		b += tb->range[n].len;
+		b = after_range(tb, n, b);
 	}
 	p->granules |= g;
 	tb->page_next = p->tbs;

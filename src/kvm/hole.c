@@ -89,6 +89,10 @@ __attribute__((noinline)) void hole_run(struct kvm_vcpu *kv)
 			vm_resume(kv->cpu.vm, &kv->cpu);
 		}
 		kv->cpu.exit.reason = EXIT_GONE;
+		if (jit_landed(&kv->cpu)) {
+			kv->cpu.exit.reason = EXIT_INTERNAL;
+			kv->cpu.exit.internal.why = "memory of the client is gone under translated code";
+		}
 	}
 	tlb_flush(&kv->cpu.mmu);
 }

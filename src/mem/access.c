@@ -133,7 +133,7 @@ bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
 	struct part p;
 
 	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->watching) ||
-	    unlikely(m->store_hook) || !canonical(gva))
+	    unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
 		return false;
 	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
 		return false;

@@ -148,6 +148,8 @@ void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep)
 		s = stash_oldest(m);
 	if (s == next)
 		next = NULL;
+	if (!m->pge)
+		m->flushes++;
 	stash_save(m, s, from);
 	if (next && keep) {
 		m->flushes_local = next->serial;
@@ -265,6 +267,14 @@ void tlb_note_large(struct mmu *m, gva_t gva, unsigned bits)
 		note(m->large_seen, gva >> 21 ^ 1);
 }
 
+/* A global page may be the other address spaces' too (SDM vol. 3, 4.10.4.1). */
+static void new_serials(struct mmu *m)
+{
+	m->flushes_local = ++m->local_serial;
+	for (unsigned n = 0; n < TLB_STASHES; n++)
+		m->stash[n].serial = ++m->local_serial;
+}
+
 void tlb_note_exec(struct mmu *m, gva_t gva)
 {
 	note(m->exec_seen, gva >> PAGE_SHIFT);
@@ -277,8 +287,9 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 	bool large = m->huge_pages_seen || seen(m->large_seen, gva >> 21);
 
 	if (large || seen(m->exec_seen, gva >> PAGE_SHIFT)) {
-		if (m->paging == PAGING_64 && !(gva >> 63))
-			m->flushes_local = ++m->local_serial;
+		/* Without global pages whoever keeps translations takes supervisor code for that of all spaces. */
+		if (m->pge && m->paging == PAGING_64 && !(gva >> 63))
+			new_serials(m);
 		else
 			m->flushes++;
 	}
