@@ -15,17 +15,34 @@
 #define STEP_FIRST ((size_t)32 << 10)
 #define STEP_MOST ((size_t)512 << 10)
 
+/* The leak checker looks for pointers in the heap only, unless it is told. What is larger holds none to the heap. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#define HOLDS_POINTERS(size) ((size) <= (1u << 20))
+#else
+#define HOLDS_POINTERS(size) false
+#define __lsan_register_root_region(p, size) ((void)0)
+#define __lsan_unregister_root_region(p, size) ((void)0)
+#endif
+
 void *pages_alloc(size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return p == MAP_FAILED ? NULL : p;
+	if (p == MAP_FAILED)
+		return NULL;
+	if (HOLDS_POINTERS(size))
+		__lsan_register_root_region(p, size);
+	return p;
 }
 
 void pages_free(void *p, size_t size)
 {
-	if (p)
-		munmap(p, size);
+	if (!p)
+		return;
+	if (HOLDS_POINTERS(size))
+		__lsan_unregister_root_region(p, size);
+	munmap(p, size);
 }
 
 int ahead_populate(u8 *start, size_t size, bool write)
