@@ -1,0 +1,161 @@
+/*
+ * spaces12.c: translations and address spaces: code whose page changes, with and without global pages and PCIDs; the D
+ * bit of stores that are not made; more pages of code than the translator keeps guards for.
+ *
+ * Two sets of page tables (CR3 0x8000 and 0xc000) map the first GiB to itself, but for 0x400000: there the first has
+ * the page at 0x20000, where code puts 1 into AL and returns, and the second the one at 0x21000, where it puts 2.
+ */
+#include "client12.h"
+#include "test.h"
+
+#define RAM (16ull << 20)
+#define TABLES 0x8000ull
+#define OTHER_TABLES 0xc000ull
+#define PTE(tables) ((tables) + 0x3000)
+#define CODE_AT 0x10000ull
+#define CR4_BASE 0x620u /* PAE, OSFXSR, OSXMMEXCPT */
+#define CR4_PGE 0x80u
+#define CR4_PCIDE 0x20000u
+
+/* CPL 0, 64-bit code at CODE_AT. */
+static void start(struct guest *g, uint32_t cr4)
+{
+	struct kvm_segment code = {.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+	struct kvm_segment data = {.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	struct kvm_regs r = {.rip = CODE_AT, .rsp = 0x7000, .rflags = 2};
+	struct kvm_sregs s;
+
+	CHECK_EQ(guest_open(g, RAM), 0);
+	CODE(g, 0x20000, 0xb0, 1, 0xc3); /* mov al, 1; ret */
+	CODE(g, 0x21000, 0xb0, 2, 0xc3);
+	for (int k = 0; k < 2; k++) {
+		uint64_t at = k ? OTHER_TABLES : TABLES, *t = (uint64_t *)(void *)(g->ram + at);
+
+		t[0] = (at + 0x1000) | 7;
+		t[512] = (at + 0x2000) | 7;
+		for (unsigned n = 0; n < 512; n++)
+			t[1024 + n] = (uint64_t)n << 21 | 0x87;
+		t[1024 + 2] = PTE(at) | 7;
+		t[1536] = (k ? 0x21000 : 0x20000) | 7;
+	}
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_SREGS, &s), 0);
+	s.cs = code;
+	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	s.tr = (struct kvm_segment){.limit = 0x67, .type = 11, .present = 1};
+	s.ldt = (struct kvm_segment){.unusable = 1};
+	s.cr0 = 0x80000011u;
+	s.cr3 = TABLES;
+	s.cr4 = cr4;
+	s.efer = 0x500;
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_SREGS, &s), 0);
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_REGS, &r), 0);
+}
+
+/* What the guest writes to a port: AL. */
+static int written(struct guest *g)
+{
+	return guest_run(g) == 0 && g->run->exit_reason == KVM_EXIT_IO ? *guest_io(g) : -1;
+}
+
+/* mov ebx, 0x400000; call rbx, twice: it is translated and linked */
+#define CALL_TWICE 0xbb, 0, 0, 0x40, 0, 0xff, 0xd3, 0xff, 0xd3
+
+static void invlpg(uint32_t cr4)
+{
+	struct guest g;
+
+	start(&g, cr4);
+	/* mov qword [0xb000], 0x21007; invlpg [rbx]; call rbx; out 0x10, al */
+	CODE(&g, CODE_AT, CALL_TWICE, 0x48, 0xc7, 0x04, 0x25, 0, 0xb0, 0, 0, 0x07, 0x10, 0x02, 0, 0x0f, 0x01, 0x3b,
+	     0xff, 0xd3, 0xe6, 0x10);
+	CHECK_EQ(written(&g), 2);
+	guest_close(&g);
+}
+
+TEST(invlpg_of_code)
+{
+	invlpg(CR4_BASE);
+	invlpg(CR4_BASE | CR4_PGE);
+}
+
+static void other_space(uint32_t cr4, uint8_t pcid)
+{
+	struct guest g;
+
+	start(&g, cr4);
+	/* mov eax, 0xc000 | pcid; mov cr3, rax; call rbx; out 0x10, al; mov eax, 0x8000; bts rax, 63 if PCIDs; the same
+	 */
+	CODE(&g, CODE_AT, CALL_TWICE, 0xb8, 0, 0xc0, 0, 0, 0x0f, 0x22, 0xd8, 0xff, 0xd3, 0xe6, 0x10, 0xb8, 0, 0x80, 0,
+	     0, 0x48, 0x0f, 0xba, 0xe8, 63, 0x0f, 0x22, 0xd8, 0xff, 0xd3, 0xe6, 0x10);
+	g.ram[CODE_AT + 10] = pcid;
+	if (!pcid) /* bit 63 is reserved then: bts becomes nops */
+		memset(g.ram + CODE_AT + 26, 0x90, 5);
+	CHECK_EQ(written(&g), 2);
+	CHECK_EQ(written(&g), 1);
+	guest_close(&g);
+}
+
+TEST(another_address_space)
+{
+	other_space(CR4_BASE, 0);
+	other_space(CR4_BASE | CR4_PGE, 0);
+	other_space(CR4_BASE | CR4_PCIDE, 1);
+	other_space(CR4_BASE | CR4_PCIDE | CR4_PGE, 1);
+}
+
+/* INVLPG drops a global page whatever the PCID (SDM vol. 3, 4.10.4.1). */
+TEST(global_page_dropped_under_another_pcid)
+{
+	struct guest g;
+
+	start(&g, CR4_BASE | CR4_PCIDE | CR4_PGE);
+	*(uint64_t *)(void *)(g.ram + PTE(TABLES)) |= 0x100;
+	*(uint64_t *)(void *)(g.ram + PTE(OTHER_TABLES)) = 0x20107;
+	/* call 0x10080, three times; mov eax, 0xc001; mov cr3, rax; both PTEs = 0x21107; invlpg [0x400000] */
+	CODE(&g, CODE_AT, 0xe8, 0x7b, 0, 0, 0, 0xe8, 0x76, 0, 0, 0, 0xe8, 0x71, 0, 0, 0, 0xb8, 1, 0xc0, 0, 0, 0x0f,
+	     0x22, 0xd8, 0x48, 0xc7, 0x04, 0x25, 0, 0xb0, 0, 0, 0x07, 0x11, 0x02, 0, 0x48, 0xc7, 0x04, 0x25, 0, 0xf0, 0,
+	     0, 0x07, 0x11, 0x02, 0, 0xbb, 0, 0, 0x40, 0, 0x0f, 0x01, 0x3b);
+	/* mov rax, 0x8000 | BIT(63); mov cr3, rax; call 0x10080; out 0x10, al */
+	CODE(&g, CODE_AT + 55, 0x48, 0xb8, 0, 0x80, 0, 0, 0, 0, 0, 0x80, 0x0f, 0x22, 0xd8, 0xe8, 0x37, 0, 0, 0, 0xe6,
+	     0x10);
+	CODE(&g, CODE_AT + 0x80, 0xe8, 0x7b, 0xff, 0x3e, 0, 0xc3); /* call 0x400000; ret */
+	CHECK_EQ(written(&g), 2);
+	guest_close(&g);
+}
+
+/* A store that faults leaves the page clean. There is no IDT: the fault ends in a shutdown. */
+TEST(no_dirty_bit_without_a_store)
+{
+	struct kvm_sregs s;
+	struct kvm_regs r;
+	struct guest g;
+
+	start(&g, CR4_BASE | CR4_PGE);
+	CODE(&g, CODE_AT, 0xbb, 8, 0, 0x40, 0, 0x0f, 0x29, 0x03); /* mov ebx, 0x400008; movaps [rbx], xmm0 */
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_SHUTDOWN);
+	CHECK_EQ(*(uint64_t *)(void *)(g.ram + PTE(TABLES)) & 0x40, 0);
+	guest_close(&g);
+
+	/* #AC at CPL 3 */
+	start(&g, CR4_BASE | CR4_PGE);
+	CODE(&g, CODE_AT, 0xbb, 1, 0, 0x40, 0, 0x89, 0x03); /* mov ebx, 0x400001; mov [rbx], eax */
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cs.dpl = s.ss.dpl = s.ds.dpl = s.es.dpl = 3;
+	s.cs.selector = 0xb;
+	s.ss.selector = 0x13;
+	s.cr0 |= 1u << 18;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+	r.rflags |= 1u << 18;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_SHUTDOWN);
+	CHECK_EQ(*(uint64_t *)(void *)(g.ram + PTE(TABLES)) & 0x40, 0);
+	guest_close(&g);
+}
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv);
+}
