@@ -38,7 +38,7 @@ void chaos_create(struct jit *j, size_t *code_size)
 		return;
 	j->chaos.on = true;
 	j->chaos.rng = (strtoull(s, &end, 0) + 1) * 0x9e3779b97f4a7c15ull | 1;
-	*code_size = (512u << 10) + (size_t)chaos_rnd(j, 256) * PAGE_SIZE;
+	*code_size = (1u << 20) + (size_t)chaos_rnd(j, 256) * PAGE_SIZE;
 	j->chaos.exact_flags = strstr(end, "exact-flags");
 	spoil = strstr(end, "spoil=");
 	if (!spoil)
