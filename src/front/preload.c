@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "front.h"
+#include "real.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,15 +27,6 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define KVM_IOCTL_TYPE 0xAE
-
-/* The next definition of a symbol: the C library's, or that of another preloaded library. */
-#define REAL(name)                                                                                                     \
-	({                                                                                                             \
-		static __typeof__(&name) real_##name;                                                                  \
-		if (!real_##name)                                                                                      \
-			real_##name = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                      \
-		real_##name;                                                                                           \
-	})
 
 /* ---- open
  * -------------------------------------------------------------------------------------------------------------------

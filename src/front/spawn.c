@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "exec.h"
+#include "real.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,14 +25,6 @@
 #include "../base/usercopy.h"
 
 #define EXPORT __attribute__((visibility("default")))
-
-#define REAL(name)                                                                                                     \
-	({                                                                                                             \
-		static __typeof__(&name) real_##name;                                                                  \
-		if (!real_##name)                                                                                      \
-			real_##name = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                      \
-		real_##name;                                                                                           \
-	})
 
 /* The program that execvp() would start, when it is static. */
 static bool find_static(const char *name, char *path)

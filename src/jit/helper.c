@@ -222,6 +222,17 @@ static void spill_all(struct jit *j, struct emit *e)
 		emit_store(e, H_R15, homes[n].guest * 8, homes[n].host);
 }
 
+/* Calls a C function with RDI and RSI as they are, on an aligned stack. RBX is spilled. */
+static void emit_c_call(struct emit *e, u64 function)
+{
+	emit_mov(e, H_RBX, H_RSP);
+	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
+	e1(e, 0xf0);
+	emit_const(e, H_RAX, function);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_RSP, H_RBX);
+}
+
 static void reload_all(struct emit *e)
 {
 	for (unsigned n = 0; n < ARRAY_SIZE(homes); n++)
@@ -405,12 +416,7 @@ void jit_emit_stubs(struct jit *j)
 	spill_all(j, e);
 	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
 	emit_mov(e, H_RDI, H_R15);
-	emit_mov(e, H_RBX, H_RSP);
-	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
-	e1(e, 0xf0);
-	emit_const(e, H_RAX, (u64)(uintptr_t)jit_call);
-	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
-	emit_mov(e, H_RSP, H_RBX);
+	emit_c_call(e, (u64)(uintptr_t)jit_call);
 	encode(e, 0, 0, 0x85, H_RAX, rm_reg(H_RAX));
 	at = emit_jcc(e, 5, NULL);
 	reload_all(e);
@@ -452,12 +458,7 @@ void jit_emit_stubs(struct jit *j)
 	emit_store(e, H_R15, VOFF(jt.keep[1]), H_R11);
 	spill_all(j, e);
 	emit_mov(e, H_RDI, H_R15);
-	emit_mov(e, H_RBX, H_RSP);
-	encode(e, ENC_W, 0, 0x83, 4, rm_reg(H_RSP)); /* and rsp, -16 */
-	e1(e, 0xf0);
-	emit_const(e, H_RAX, (u64)(uintptr_t)jit_flags);
-	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
-	emit_mov(e, H_RSP, H_RBX);
+	emit_c_call(e, (u64)(uintptr_t)jit_flags);
 	reload_all(e);
 	emit_load(e, H_R8, H_R15, VOFF(jt.keep[0]));
 	emit_load(e, H_R11, H_R15, VOFF(jt.keep[1]));
