@@ -133,7 +133,7 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->tb = meta_at(j, c->tb);
 	call->off = (u16)(c->rip[k] - c->tb->rip);
 	call->sys = c->sys[k];
-	call->group = is_grouped(c, k) && !is_follower(c, k);
+	call->group = is_grouped(c, k) && !is_follower(c, k) && !straddles(c, k);
 	call->recipe = c->recipe_in[k];
 	call->insn = 0;
 	call->kept = false;

@@ -145,12 +145,19 @@ bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
 	return tlb_lookup(set, gva, size);
 }
 
+/* Where the second page's part of a page-crossing access begins: linear addresses have 32 bits outside 64-bit mode. */
+static gva_t next_page(const struct mmu *m, gva_t gva)
+{
+	gva_t next = (gva & PAGE_MASK) + PAGE_SIZE;
+
+	return m->paging != PAGING_64 && gva <= 0xffffffffu ? (u32)next : next;
+}
+
 /* Translates an access as one or two parts; *n says how many. */
 static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_ctx ctx, struct part p[2],
                          unsigned *n)
 {
 	unsigned first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
-	gva_t next = gva + first;
 	int rc;
 
 	*n = 1;
@@ -161,11 +168,8 @@ static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned acces
 	rc = translate(m, gva, first, access, ctx, &p[0]);
 	if (rc != MEM_OK)
 		return rc;
-	/* Linear addresses have 32 bits outside 64-bit mode; the second half then wraps to 0. */
-	if (m->paging != PAGING_64 && gva <= 0xffffffffu)
-		next = (u32)next;
 	*n = 2;
-	return translate(m, next, size - first, access, ctx, &p[1]);
+	return translate(m, next_page(m, gva), size - first, access, ctx, &p[1]);
 }
 
 static int mmio_read(struct mmu *m, gpa_t gpa, u8 *dst, unsigned len)
@@ -257,17 +261,34 @@ static void copy_once(void *dst, const void *src, unsigned len)
 	}
 }
 
+/* Both parts of an access that crosses a page, when the TLB knows both: at[0], *first bytes; at[1], the rest. */
+static bool crossing_hit(const struct mmu *m, const struct tlb_set *set, gva_t gva, unsigned size, u8 *at[2],
+                         unsigned *first)
+{
+	*first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
+	if (size <= *first || size - *first > PAGE_SIZE)
+		return false;
+	at[0] = tlb_lookup(set, gva, *first);
+	at[1] = at[0] ? tlb_lookup(set, next_page(m, gva), size - *first) : NULL;
+	return at[1] != NULL;
+}
+
 int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ctx)
 {
 	const u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_READ], gva, size);
 	struct part p[2];
-	unsigned n;
+	unsigned n, first;
 	int rc = MEM_ALIGN;
-	u8 *to = dst;
+	u8 *to = dst, *at[2];
 
 	/* Descriptor tables and stacks of exceptions are read from here, without a look at the TLB before. */
 	if (likely(hit != NULL)) {
 		copy_once(dst, hit, size);
+		return MEM_OK;
+	}
+	if (crossing_hit(m, &m->tlb[ctx][TLB_READ], gva, size, at, &first)) {
+		copy_once(to, at[0], first);
+		copy_once(to + first, at[1], size - first);
 		return MEM_OK;
 	}
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
@@ -310,13 +331,18 @@ static int store_parts(struct mmu *m, struct part *p, unsigned n, const u8 *src,
 
 int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx)
 {
-	u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_WRITE], gva, size);
+	u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_WRITE], gva, size), *at[2];
 	struct part p[2];
-	unsigned n;
+	unsigned n, first;
 	int rc = MEM_ALIGN;
 
 	if (likely(hit != NULL)) {
 		copy_once(hit, src, size);
+		return MEM_OK;
+	}
+	if (crossing_hit(m, &m->tlb[ctx][TLB_WRITE], gva, size, at, &first)) {
+		copy_once(at[0], src, first);
+		copy_once(at[1], (const u8 *)src + first, size - first);
 		return MEM_OK;
 	}
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
