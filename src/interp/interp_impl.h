@@ -47,7 +47,12 @@ struct interp {
 	struct block *hash[1u << HASH_BITS];
 	u64 n_flushes, n_builds;
 	u64 epoch; /* interp_epoch() */
+	struct remembered *memo;
 };
+
+/* Chooses the instruction's handler, and how much the loop must look around after it. */
+void interp_bind(struct insn *i);
+void memo_free(struct interp *it);
 
 /* ---- operands --------------------------------------------------------------------------------------------------- */
 

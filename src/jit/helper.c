@@ -92,8 +92,8 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 		return meta_ptr(j, call->insn);
 	if (d->call != idx + 1) {
 		/* It was decoded before, from these bytes. */
-		decode(key_decode(tb->key), tb->bytes + call->off, tb->range[0].len + tb->beyond - call->off, &d->insn);
-		interp_bind(&d->insn);
+		interp_decode(j->v, key_decode(tb->key), tb->bytes + call->off,
+		              tb->range[0].len + tb->beyond - call->off, &d->insn);
 		d->call = idx + 1;
 	}
 	return &d->insn;
