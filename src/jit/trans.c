@@ -910,7 +910,9 @@ static void emit_slow(struct trans *c, struct slow s)
 		encode(e, 0, 0, 0xc7, 0, rm_reg(H_R10));
 		e4(e, s.size | (u32)s.kind << 16);
 		emit_jmp(e, 0xe8, c->j->fill_stub);
-		emit_jcc(e, 5, s.retry);
+		emit_jcc(e, 4, s.retry);
+		if (s.go)
+			emit_jcc(e, 7, s.go);
 	}
 	if (s.last > k && straddles(c, k)) {
 		k = emit_split(c, &s);

@@ -127,30 +127,63 @@ const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx)
 	return p.hva;
 }
 
-bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
-{
-	const struct tlb_set *set = &m->tlb[m->ctx][kind];
-	struct part p;
-
-	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->watching) ||
-	    unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
-		return false;
-	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
-		return false;
-	if (kind == TLB_WRITE) {
-		if (memslot_has_code(p.slot, p.gpa))
-			return false;
-		ram_store_begins(m, &p, m->ctx);
-	}
-	return tlb_lookup(set, gva, size);
-}
-
 /* Where the second page's part of a page-crossing access begins: linear addresses have 32 bits outside 64-bit mode. */
 static gva_t next_page(const struct mmu *m, gva_t gva)
 {
 	gva_t next = (gva & PAGE_MASK) + PAGE_SIZE;
 
 	return m->paging != PAGING_64 && gva <= 0xffffffffu ? (u32)next : next;
+}
+
+/* RAM to be read within a page; NULL: it is not to be had just so. */
+static const u8 *ram_at(struct mmu *m, gva_t gva, unsigned len)
+{
+	const u8 *hit = tlb_lookup(&m->tlb[m->ctx][TLB_READ], gva, len);
+	struct part p;
+
+	if (hit)
+		return hit;
+	return canonical(gva) && translate(m, gva, len, MEM_READ, m->ctx, &p) == MEM_OK ? p.hva : NULL;
+}
+
+/* Without the C library's memcpy(), which uses vector registers. */
+static void copy_general(u8 *to, const u8 *from, u64 len)
+{
+	asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
+}
+
+static enum mem_filled fill_crossing(struct mmu *m, gva_t gva, unsigned size)
+{
+	unsigned first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
+	u8 *to = m->crossing + gva % CROSSING_MAX;
+	const u8 *a, *b;
+
+	if (size > CROSSING_MAX || !(a = ram_at(m, gva, first)) || !(b = ram_at(m, next_page(m, gva), size - first)))
+		return FILL_NONE;
+	copy_general(to, a, first);
+	copy_general(to + first, b, size - first);
+	m->crossing_add = (u64)(uintptr_t)to - gva;
+	return FILL_CROSSING;
+}
+
+enum mem_filled mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
+{
+	const struct tlb_set *set = &m->tlb[m->ctx][kind];
+	struct part p;
+
+	if (unlikely(m->watching) || unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
+		return FILL_NONE;
+	if ((gva ^ (gva + size - 1)) & PAGE_MASK)
+		return kind == TLB_READ ? fill_crossing(m, gva, size) : FILL_NONE;
+	if (tlb_lookup(set, gva, size) ||
+	    translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
+		return FILL_NONE;
+	if (kind == TLB_WRITE) {
+		if (memslot_has_code(p.slot, p.gpa))
+			return FILL_NONE;
+		ram_store_begins(m, &p, m->ctx);
+	}
+	return tlb_lookup(set, gva, size) ? FILL_TLB : FILL_NONE;
 }
 
 /* Translates an access as one or two parts; *n says how many. */
