@@ -30,5 +30,11 @@ bool jit_landed(struct vcpu *v)
 		__builtin_ia32_ldmxcsr(v->jt.mxcsr_host);
 		v->jt.vec = VEC_MEMORY;
 	}
+	if (v->jt.x87) {
+		u16 fcw = v->jt.fcw_host;
+
+		__asm__ volatile("fninit; fldcw %0" : : "m"(fcw));
+		v->jt.x87 = 0;
+	}
 	return lost;
 }

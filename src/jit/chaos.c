@@ -93,14 +93,17 @@ bool chaos_spoil(struct jit *j, struct insn *i, struct nat *n)
 {
 	bool alu = n->cls == K_MODRM && i->map == 0 && i->opcode < 0x40 && (i->opcode & 7) < 4;
 	bool address = n->cls == K_MODRM && (i->flags & INSN_MEM) && i->base < 16;
+	bool x87 = n->cls == K_X87 && (i->opcode == 0xd8 || i->opcode == 0xdc);
 	bool hit = (j->chaos.spoil == SPOIL_ALU && alu) || (j->chaos.spoil == SPOIL_ADDRESS && address) ||
-	           (j->chaos.spoil == SPOIL_FLAGS && n->fw);
+	           (j->chaos.spoil == SPOIL_FLAGS && n->fw) || (j->chaos.spoil == SPOIL_X87 && x87);
 
 	if (!hit || ++j->chaos.n_eligible % j->chaos.spoil_every)
 		return false;
 	j->chaos.n_spoilt++;
 	if (j->chaos.spoil == SPOIL_ALU)
 		i->opcode ^= 0x28; /* ADD is SUB, OR is AND, XOR is SBB */
+	else if (j->chaos.spoil == SPOIL_X87)
+		i->modrm ^= 0x20; /* FADD is FSUB, FMUL is FSUBR, FCOM is FDIV */
 	else if (j->chaos.spoil == SPOIL_ADDRESS)
 		i->disp++;
 	return j->chaos.spoil == SPOIL_FLAGS;
