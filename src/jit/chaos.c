@@ -9,7 +9,7 @@
  * `exact-flags` takes no arithmetic flag for dead: what goes wrong without and right with it is a matter of liveness.
  *
  * `spoil` translates every Nth instruction of a kind wrong, for tests that a check finds it: `alu` does another
- * operation, `address` is off by one byte, `flags` takes living flags for dead.
+ * operation, `x87` too, `address` is off by one byte, `flags` takes living flags for dead.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +30,7 @@ u32 chaos_rnd(struct jit *j, u32 n)
 
 void chaos_create(struct jit *j, size_t *code_size)
 {
-	static const char *const kind[] = {"none", "alu", "address", "flags"};
+	static const char *const kind[] = {"none", "alu", "address", "flags", "x87"};
 	const char *s = getenv("DEVKVM_CHAOS"), *spoil;
 	char *end;
 

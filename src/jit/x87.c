@@ -1,10 +1,10 @@
 /*
  * x87.c: x87 and MMX instructions inside translated code.
  *
- * The guest's instruction runs as it is, on the guest's own x87 state, which is in the host's processor then: fetched by
- * the first block that needs it (jt.x87, the stubs of helper.c), put back when the code is left, and before a handler
- * that looks at it (x87_seen_by()). Other handlers leave it where it is: C code does not touch x87 registers unless it
- * has a long double, and nothing that a handler reaches has.
+ * The guest's instruction runs as it is, on the guest's own x87 state, which is in the host's processor then: fetched
+ * by the first block that needs it (jt.x87, the stubs of helper.c), put back when the code is left, and before a
+ * handler that looks at it (x87_seen_by()). Other handlers leave it where it is: C code does not touch x87 registers
+ * unless it has a long double, and nothing that a handler reaches has.
  *
  * Invariants:
  *  - blocks are only translated this way while CR0.EM and CR0.TS are clear and every x87 exception is masked (KEY_X87),
@@ -292,8 +292,7 @@ static void put_fdp(struct trans *c, unsigned k, struct rm rm)
 		if (reg != H_R10)
 			emit_mov(e, H_R10, reg);
 		reg = H_R10;
-		encode(e, wflag(c), 0, 0x2b, H_R10,
-		       rm_mem(H_R15, VOFF(seg[0].base) + (s32)(seg * sizeof(struct seg))));
+		encode(e, wflag(c), 0, 0x2b, H_R10, rm_mem(H_R15, VOFF(seg[0].base) + (s32)(seg * sizeof(struct seg))));
 	}
 	emit_store(e, H_R15, FX(FX_FDP), reg);
 }
