@@ -46,7 +46,6 @@ void interp_destroy(struct vcpu *v)
 		return;
 	if (v->interp->arena)
 		munmap(v->interp->arena, ARENA_SIZE);
-	memo_free(v->interp);
 	pages_free(v->interp, sizeof(*v->interp));
 	v->interp = NULL;
 }

@@ -5,37 +5,12 @@
  * under another key, translated again after a flush, for a handler. An instruction is found by the eight bytes from its
  * start, and taken when its own bytes and the mode are the same: nothing else decides what it is.
  */
-#include "../base/ahead.h"
 #include "interp_impl.h"
-
-#define MEMO_BITS 11
-
-struct remembered {
-	bool valid;
-	u8 mode;
-	struct insn insn;
-};
-
-#define MEMO_SIZE (sizeof(struct remembered) << MEMO_BITS)
-
-void memo_free(struct interp *it)
-{
-	if (it->memo)
-		pages_free(it->memo, MEMO_SIZE);
-	it->memo = NULL;
-}
 
 /* Where these bytes are kept; NULL: nowhere. */
 static struct remembered *place(struct interp *it, const u8 *bytes, unsigned avail)
 {
-	if (avail < 8)
-		return NULL;
-	if (unlikely(!it->memo)) {
-		it->memo = pages_alloc(MEMO_SIZE);
-		if (!it->memo)
-			return NULL;
-	}
-	return &it->memo[ld8(bytes) * 0x9e3779b97f4a7c15ull >> (64 - MEMO_BITS)];
+	return avail < 8 ? NULL : &it->memo[ld8(bytes) * 0x9e3779b97f4a7c15ull >> (64 - MEMO_BITS)];
 }
 
 int interp_decode(struct vcpu *v, enum decode_mode mode, const u8 *bytes, unsigned avail, struct insn *out)

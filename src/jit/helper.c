@@ -55,7 +55,7 @@ static u32 segment_key(const struct vcpu *v)
 /* What a block depends on besides RIP and its bytes. KEY_NONE: code that the interpreter runs. */
 u32 jit_key(const struct vcpu *v)
 {
-	u32 key = (u32)v->mmu.ctx << KEY_CTX_SHIFT;
+	u32 key = KEY_ANY | (u32)v->mmu.ctx << KEY_CTX_SHIFT;
 
 	if (v->mode != MODE_64) {
 		key |= segment_key(v);
@@ -761,7 +761,6 @@ void jit_create(struct vcpu *v)
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
-	ahead_populate((u8 *)j->front->jc, sizeof(j->front->jc), true);
 	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
 	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
 	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);
