@@ -95,6 +95,9 @@ $(CLI_OBJ): BASE_CFLAGS += -Iinclude -Iinclude/2006
 # Translated code calls mem_fill() and src/jit/quick.c with the guest's vector registers in the host's.
 $(BUILD)/src/mem/%.o $(BUILD)/src/kvm/dialect_12_ring.o $(BUILD)/src/base/ahead.o $(BUILD)/src/jit/quick.o $(BUILD)/src/jit/tb.o $(BUILD)/src/jit/smc.o: BASE_CFLAGS += -mgeneral-regs-only
 
+# Handlers run with the guest's x87 state in the host's registers.
+$(BUILD)/src/%.o: BASE_CFLAGS += -mno-80387
+
 $(BUILD)/%.o: %.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	@echo "  CC   $<"

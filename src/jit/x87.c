@@ -3,8 +3,8 @@
  *
  * The guest's instruction runs as it is, on the guest's own x87 state, which is in the host's processor then: fetched
  * by the first block that needs it (jt.x87, the stubs of helper.c), put back when the code is left, and before a
- * handler that looks at it (x87_seen_by()). Other handlers leave it where it is: C code does not touch x87 registers
- * unless it has a long double, and nothing that a handler reaches has.
+ * handler that looks at it (x87_seen_by()). Other handlers leave it where it is: our C code is built without x87
+ * (Makefile), and libc's touches it for a long double only, which no handler has.
  *
  * Invariants:
  *  - blocks are only translated this way while CR0.EM and CR0.TS are clear and every x87 exception is masked (KEY_X87),
