@@ -713,11 +713,14 @@ static bool in_repetition(const struct setup *u, const struct side *s)
 	const struct vcpu *v = s->m.v;
 	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - u->env.code;
 
-	for (unsigned k = 0; k < 4 && off + k < CODE_SIZE; k++) {
+	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
 		u8 b = s->code[off + k];
 
 		if (b == 0xf2 || b == 0xf3)
 			return true;
+		/* One that another prefix follows is idle. */
+		if (v->mode == MODE_64 && (b & 0xf0) == 0x40)
+			continue;
 		if (b != 0x66 && b != 0x67 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 &&
 		    b != 0x65)
 			break;
