@@ -34,7 +34,7 @@ static inline bool repeats(const struct insn *i)
 /* Stop here and let the loop look? After an element that the client must see, when stepping, or when events wait. */
 static inline bool must_pause(const struct vcpu *v)
 {
-	return v->stepping || v->mmu.n_writes || v->mmu.n_reads ||
+	return v->stepping || v->mmu.watch_hit || v->mmu.n_writes || v->mmu.n_reads ||
 	       atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed);
 }
 

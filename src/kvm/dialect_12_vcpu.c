@@ -343,7 +343,7 @@ static bool step_over(struct vcpu *v, unsigned len)
 		v->shadow = 0;
 		atomic_fetch_and(&v->events, ~(u32)EV_SHADOW);
 	}
-	if (likely(!v->stepping)) {
+	if (likely(!dbg_wants_after(v))) {
 		v->rflags &= ~FLAGS_RF;
 		return false;
 	}
