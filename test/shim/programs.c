@@ -7,6 +7,7 @@
 #include <spawn.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/xattr.h>
 
 #include "shim.h"
 
@@ -54,6 +55,42 @@ TEST(the_program_is_itself)
 static char *brk_to(const char *to)
 {
 	return (char *)syscall(SYS_brk, to);
+}
+
+/* What programs and scripts ask of the node besides opening it: by stdio, by its real name, what `ls -l` asks, and the
+ * `chmod 666` of many a build script. */
+TEST(the_node_is_like_a_file)
+{
+	char real[PATH_MAX] = "", link[16];
+	struct stat st;
+	FILE *f;
+	int fd;
+
+	f = fopen("/dev/kvm", "r+");
+	CHECK(f);
+	if (f) {
+		CHECK_EQ(ioctl(fileno(f), KVM_GET_API_VERSION, 0L), 12);
+		CHECK_EQ(fclose(f), 0);
+	}
+	/* The number means something else now. */
+	fd = open("/dev/null", O_RDWR);
+	CHECK_ERR(ioctl(fd, KVM_GET_API_VERSION, 0L), ENOTTY);
+	close(fd);
+	CHECK(realpath("/dev//./kvm", real) && !strcmp(real, "/dev/kvm"));
+	CHECK_ERR(readlink("/dev/kvm", link, sizeof(link)), EINVAL);
+	CHECK_ERR(getxattr("/dev/kvm", "security.selinux", real, sizeof(real)), ENODATA);
+	CHECK_ERR(lgetxattr("/dev/kvm", "system.posix_acl_access", real, sizeof(real)), ENODATA);
+	CHECK_EQ(listxattr("/dev/kvm", real, sizeof(real)), 0);
+	CHECK_EQ(llistxattr("/dev/kvm", NULL, 0), 0);
+	/* It is everybody's already; nothing else can be had. */
+	CHECK_EQ(chmod("/dev/kvm", 0666), 0);
+	CHECK_ERR(chmod("/dev/kvm", 0600), EPERM);
+	CHECK_EQ(fchmodat(AT_FDCWD, "/dev/kvm", 0666, 0), 0);
+	CHECK_EQ(chown("/dev/kvm", 0, (gid_t)-1), 0);
+	CHECK_ERR(lchown("/dev/kvm", 1000, 0), EPERM);
+	CHECK_EQ(fchownat(AT_FDCWD, "/dev/kvm", 0, 0, 0), 0);
+	CHECK_EQ(stat("/dev/kvm", &st), 0);
+	CHECK_EQ(st.st_mode, S_IFCHR | 0666);
 }
 
 TEST(the_heap_grows_and_shrinks)
