@@ -306,12 +306,13 @@ static const u16 base_sets[] = {
         ZYDIS_ISA_SET_X87,          ZYDIS_ISA_SET_MONITOR,
 };
 
-bool cpuid_has_isa(u16 isa)
+static bool isa_there[ZYDIS_ISA_SET_MAX_VALUE + 1];
+
+static bool isa_offered(u16 isa)
 {
 	const u32 *words[] = {&model.l1[C], &model.l1[D], &model.l7[B],    &model.l7[C],
 	                      &model.x1[C], &model.x1[D], &model.xsave1[A]};
 
-	model_need();
 	if (isa == ZYDIS_ISA_SET_AVXAES)
 		return (model.l1[C] & BIT(28)) && (model.l1[C] & BIT(25));
 	for (unsigned n = 0; n < ARRAY_SIZE(gated); n++) {
@@ -323,4 +324,20 @@ bool cpuid_has_isa(u16 isa)
 			return true;
 	}
 	return false;
+}
+
+static void isa_init(void)
+{
+	model_need();
+	for (unsigned n = 0; n < ARRAY_SIZE(isa_there); n++)
+		isa_there[n] = isa_offered((u16)n);
+}
+
+/* Asked for each instruction that is decoded. */
+bool cpuid_has_isa(u16 isa)
+{
+	static pthread_once_t isa_once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&isa_once, isa_init);
+	return isa < ARRAY_SIZE(isa_there) && isa_there[isa];
 }

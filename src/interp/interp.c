@@ -101,7 +101,7 @@ static int op_too_long(struct vcpu *v, const struct insn *i)
 }
 
 /* Chooses the handler, and how much the loop must look around after it. */
-static void bind(struct insn *i)
+void interp_bind(struct insn *i)
 {
 	bool simple = true;
 
@@ -195,6 +195,9 @@ static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
 	return true;
 }
 
+/* In a block's key: it has one instruction. Who goes step by step would else decode a block at each. */
+#define KEY_ONE BIT(31)
+
 #define ROUND8(x) (((x) + 7) & ~(size_t)7)
 
 /* Space for the largest block; NULL when there is no memory. Flushes when full. */
@@ -217,15 +220,15 @@ static struct block *arena_reserve(struct vcpu *v)
 }
 
 /* Makes the block known and gives back the space it does not need. */
-static struct block *arena_commit(struct vcpu *v, struct block *b, const u8 *hva, const struct insn *tmp, unsigned n,
-                                  const u8 *bytes, unsigned len)
+static struct block *arena_commit(struct vcpu *v, struct block *b, const u8 *hva, u32 key, const struct insn *tmp,
+                                  unsigned n, const u8 *bytes, unsigned len)
 {
 	struct interp *it = v->interp;
-	struct block **slot = &it->hash[hash_of(hva, v->code_key)], **p;
+	struct block **slot = &it->hash[hash_of(hva, key)], **p;
 	size_t head = ROUND8(sizeof(*b) + len);
 
 	b->hva = hva;
-	b->key = v->code_key;
+	b->key = key;
 	b->len = (u16)len;
 	b->n = (u16)n;
 	b->check = (u16)len;
@@ -275,8 +278,9 @@ static int fetch(struct vcpu *v, gva_t lin, const u8 **p)
  * Decodes at `lin` (host pointer p). STEP_OK and *out, or a fault of the fetch: second page, or CS limit. `limit_left`:
  * bytes up to the code segment's end.
  */
-static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct block **out)
+static int build(struct vcpu *v, gva_t lin, const u8 *p, u32 key, u64 limit_left, struct block **out)
 {
+	const unsigned most = key & KEY_ONE ? 1 : BLOCK_INSNS;
 	struct insn tmp[BLOCK_INSNS];
 	u8 bytes[BLOCK_BYTES + 16];
 	unsigned page_left = (unsigned)(PAGE_SIZE - (lin & ~PAGE_MASK)), len = 0, n = 0;
@@ -286,19 +290,18 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 
 	if (!b)
 		return cpu_internal_error(v, "no memory for decoded code");
-	while (n < BLOCK_INSNS && len < room) {
+	while (n < most && len < room) {
 		unsigned avail = room - len < 15 ? room - len : 15;
 
 		/* One copy decides: what is decoded is what later entries compare with. */
 		memcpy(bytes + len, p + len, avail);
-		d = decode((enum decode_mode)v->dmode, bytes + len, avail, &tmp[n]);
+		d = interp_decode(v, (enum decode_mode)v->dmode, bytes + len, avail, &tmp[n]);
 		if (d < 0)
 			break;
 		if (len + tmp[n].len > BLOCK_BYTES)
 			break;
 		len += tmp[n].len;
 		tmp[n].boff = (u8)len;
-		bind(&tmp[n]);
 		if (interp_ends_block(&tmp[n++]))
 			break;
 	}
@@ -312,7 +315,7 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 			tmp[k].acc |= ACC_BRANCH;
 			run_end = tmp[k].boff;
 		}
-		*out = arena_commit(v, b, p, tmp, n, bytes, len);
+		*out = arena_commit(v, b, p, key, tmp, n, bytes, len);
 		(*out)->check = (u16)run_end;
 		return STEP_OK;
 	}
@@ -336,17 +339,15 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 			more = (unsigned)(limit_left - first);
 		memcpy(bytes + first, p2, more);
 		len = first + more;
-		d = decode((enum decode_mode)v->dmode, bytes, len, &tmp[0]);
+		d = interp_decode(v, (enum decode_mode)v->dmode, bytes, len, &tmp[0]);
 		if (d == -2)
 			return excp_raise_err(v, EXC_GP, 0);
-		if (d == 0) {
+		if (d == 0)
 			len = tmp[0].len;
-			bind(&tmp[0]);
-		}
 		tmp[0].boff = tmp[0].bend = (u8)len;
 		if (d < 0)
 			tmp[0].fn = d == -3 ? op_too_long : op_undefined;
-		b = arena_commit(v, b, p, tmp, 1, bytes, len);
+		b = arena_commit(v, b, p, key, tmp, 1, bytes, len);
 		b->cross = len > first;
 		b->first_len = (u16)(b->cross ? first : len);
 		*out = b;
@@ -354,17 +355,17 @@ static int build(struct vcpu *v, gva_t lin, const u8 *p, u64 limit_left, struct 
 	}
 	tmp[0].fn = d == -3 ? op_too_long : op_undefined;
 	tmp[0].boff = tmp[0].bend = (u8)len;
-	*out = arena_commit(v, b, p, tmp, 1, bytes, len);
+	*out = arena_commit(v, b, p, key, tmp, 1, bytes, len);
 	return STEP_OK;
 }
 
-/* The block of `p` under the current code_key, as it was decoded; NULL when there is none. */
-static inline struct block *lookup(const struct vcpu *v, const u8 *p)
+/* The block of `p` under `key`, as it was decoded; NULL when there is none. */
+static inline struct block *lookup(const struct vcpu *v, const u8 *p, u32 key)
 {
 	struct block *b;
 
-	for (b = v->interp->hash[hash_of(p, v->code_key)]; b; b = b->next)
-		if (b->hva == p && b->key == v->code_key)
+	for (b = v->interp->hash[hash_of(p, key)]; b; b = b->next)
+		if (b->hva == p && b->key == key)
 			break;
 	return b;
 }
@@ -377,10 +378,14 @@ static inline void follow(struct block *prev, u64 rip, struct block *b)
 	prev->succ[0].b = b;
 }
 
-/* find() for what its fast path does not know: segment ends, missing or changed blocks, page-crossing instructions. */
-static __attribute__((noinline)) int find_slow(struct vcpu *v, struct block *prev, struct block **out, const u8 **hva,
-                                               const struct insn **end)
+/*
+ * find() for what its fast path does not know: segment ends, missing or changed blocks, page-crossing instructions.
+ * `one`: KEY_ONE, or 0.
+ */
+static __attribute__((noinline)) int find_slow(struct vcpu *v, u32 one, struct block *prev, struct block **out,
+                                               const u8 **hva, const struct insn **end)
 {
+	const u32 key = v->code_key | one;
 	struct interp *it = v->interp;
 	u64 rip = v->r[R_RIP], limit_left = ~0ull, flushes = it->n_flushes;
 	const u8 *p;
@@ -402,10 +407,10 @@ static __attribute__((noinline)) int find_slow(struct vcpu *v, struct block *pre
 	rc = fetch(v, lin, &p);
 	if (rc != STEP_OK)
 		return rc;
-	b = lookup(v, p);
+	b = lookup(v, p, key);
 	if (!b || !same_bytes(b->bytes, p, b->cross ? b->first_len : b->check)) {
 	again:
-		rc = build(v, lin, p, limit_left, &b);
+		rc = build(v, lin, p, key, limit_left, &b);
 		if (rc != STEP_OK)
 			return rc;
 	}
@@ -467,7 +472,7 @@ static inline int find(struct vcpu *v, struct block *prev, struct block **out, c
 	} else if (prev && prev->succ[1].rip == rip) {
 		b = prev->succ[1].b;
 	} else {
-		b = lookup(v, p);
+		b = lookup(v, p, v->code_key);
 		if (b && prev)
 			follow(prev, rip, b);
 	}
@@ -480,7 +485,7 @@ static inline int find(struct vcpu *v, struct block *prev, struct block **out, c
 	*end = b->insn + b->n;
 	return STEP_OK;
 slow:
-	return find_slow(v, prev, out, hva, end);
+	return find_slow(v, 0, prev, out, hva, end);
 }
 
 /* ---- between instructions --------------------------------------------------------------------------------------- */
@@ -655,7 +660,7 @@ static int step_one(struct vcpu *v)
 		if (rc == STEP_EXIT)
 			return LEAVE;
 	}
-	rc = find_slow(v, NULL, &b, &hva, &end);
+	rc = find_slow(v, KEY_ONE, NULL, &b, &hva, &end);
 	if (rc == STEP_EXIT)
 		return LEAVE;
 	/* The shadow ends with this instruction, which may start another. */
@@ -747,7 +752,7 @@ int interp_walk(struct vcpu *v, unsigned max, bool (*not_this)(const struct insn
 
 	*done = 0;
 	while (*done < max) {
-		rc = find(v, NULL, &b, &hva, &end);
+		rc = max == 1 ? find_slow(v, KEY_ONE, NULL, &b, &hva, &end) : find(v, NULL, &b, &hva, &end);
 		if (rc != STEP_OK)
 			return rc;
 		for (i = b->insn; i != end && *done < max; i++) {
@@ -814,9 +819,8 @@ int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p)
 	return fetch(v, lin, p);
 }
 
-bool interp_bind(struct insn *i)
+bool interp_knows(const struct insn *i)
 {
-	bind(i);
 	return i->fn != op_undefined;
 }
 

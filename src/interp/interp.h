@@ -32,7 +32,9 @@ int interp_deliver(struct vcpu *v);                             /* v->excp, whic
 int interp_not_fetched(struct vcpu *v, int rc);                 /* a fetch returned STEP_EXCP or STEP_EXIT */
 int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instruction's handler returned `rc` */
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */
-bool interp_bind(struct insn *i);                               /* chooses the handler */
+/* decode() with a memory, and the handler chosen: memo.c. */
+int interp_decode(struct vcpu *v, enum decode_mode mode, const u8 *bytes, unsigned avail, struct insn *out);
+bool interp_knows(const struct insn *i); /* or its handler raises #UD */
 /* For a check of another engine: instructions one after the other from RIP, at most `max`, up to the first that jumps,
  * posts MMIO, faults or stops, and before one that `not_this` names. Nothing is delivered and no event looked at.
  * *done: how many are complete. */

@@ -37,6 +37,15 @@ struct block {
 #define ARENA_SIZE (24u << 20)
 #define HASH_BITS 15
 
+#define MEMO_BITS 10
+
+/* An instruction decoded lately: memo.c. */
+struct remembered {
+	bool valid;
+	u8 mode;
+	struct insn insn;
+};
+
 struct interp {
 	struct memref ref; /* of the one read-modify-write that can be in progress */
 	bool left;         /* code_written: leave the block after this instruction */
@@ -48,7 +57,11 @@ struct interp {
 	struct block *hash[1u << HASH_BITS];
 	u64 n_flushes, n_builds;
 	u64 epoch; /* interp_epoch() */
+	struct remembered memo[1u << MEMO_BITS];
 };
+
+/* Chooses the instruction's handler, and how much the loop must look around after it. */
+void interp_bind(struct insn *i);
 
 /* ---- operands --------------------------------------------------------------------------------------------------- */
 

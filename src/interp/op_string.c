@@ -31,10 +31,17 @@ static inline bool repeats(const struct insn *i)
 	return i->flags & (INSN_REP | INSN_REPNE);
 }
 
+/* Each element is a step of its own: somebody looks between them. RF alone, as after a page fault, does not ask for it.
+ */
+static inline bool by_element(const struct vcpu *v)
+{
+	return v->stepping && (v->dbg_step || (v->rflags & FLAGS_TF));
+}
+
 /* Stop here and let the loop look? After an element that the client must see, when stepping, or when events wait. */
 static inline bool must_pause(const struct vcpu *v)
 {
-	return v->stepping || v->mmu.watch_hit || v->mmu.n_writes || v->mmu.n_reads ||
+	return by_element(v) || v->mmu.watch_hit || v->mmu.n_writes || v->mmu.n_reads ||
 	       atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed);
 }
 
@@ -176,7 +183,7 @@ static int pause_here(struct vcpu *v)
 	if (must_pause(v))                                                                                             \
 		return pause_here(v);
 
-#define CAN_BULK (rep && !down && left > 1 && !v->stepping)
+#define CAN_BULK (rep && !down && left > 1 && !by_element(v))
 
 FN(movs)
 {

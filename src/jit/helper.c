@@ -54,7 +54,7 @@ static u32 segment_key(const struct vcpu *v)
 /* What a block depends on besides RIP and its bytes. KEY_NONE: code that the interpreter runs. */
 u32 jit_key(const struct vcpu *v)
 {
-	u32 key = (u32)v->mmu.ctx << KEY_CTX_SHIFT;
+	u32 key = KEY_ANY | (u32)v->mmu.ctx << KEY_CTX_SHIFT;
 
 	if (v->mode != MODE_64) {
 		key |= segment_key(v);
@@ -92,8 +92,8 @@ static const struct insn *insn_of(struct jit *j, u32 idx)
 		return meta_ptr(j, call->insn);
 	if (d->call != idx + 1) {
 		/* It was decoded before, from these bytes. */
-		decode(key_decode(tb->key), tb->bytes + call->off, tb->range[0].len + tb->beyond - call->off, &d->insn);
-		interp_bind(&d->insn);
+		interp_decode(j->v, key_decode(tb->key), tb->bytes + call->off,
+		              tb->range[0].len + tb->beyond - call->off, &d->insn);
 		d->call = idx + 1;
 	}
 	return &d->insn;
@@ -432,7 +432,8 @@ void jit_emit_stubs(struct jit *j)
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);
-	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; NZ: the TLB has it now. */
+	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; Z: the TLB has it now; A (neither
+	 * carry nor zero): its bytes are at the address + R11; C: its handler. */
 	j->fill_stub = emit_rx(e);
 	emit_c_begin(e);
 	encode(e, ENC_W, 0, 0x8d, H_RDI, rm_mem(H_R15, VOFF(mmu)));
@@ -443,7 +444,10 @@ void jit_emit_stubs(struct jit *j)
 	e1(e, 16);
 	emit_const(e, H_RAX, (u64)(uintptr_t)mem_fill);
 	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
-	encode(e, 0, 0, 0x84, H_RAX, rm_reg(H_RAX)); /* test al, al */
+	static_assert(FILL_NONE < FILL_TLB && FILL_TLB < FILL_CROSSING, "told apart by one compare");
+	encode(e, 0, 0, 0x83, 7, rm_reg(H_RAX)); /* cmp eax, FILL_TLB */
+	e1(e, FILL_TLB);
+	emit_load(e, H_R11, H_R15, VOFF(mmu.crossing_add));
 	emit_c_end(e);
 	emit_load(e, H_R8, H_R15, VOFF(jt.c_r8));
 	e1(e, 0xc3);
@@ -669,7 +673,6 @@ void jit_create(struct vcpu *v)
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
-	ahead_populate((u8 *)j->front->jc, sizeof(j->front->jc), true);
 	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
 	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
 	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);

@@ -53,6 +53,7 @@
 #define KEY_SEG BIT(8)   /* not 64-bit code, and CS, SS, DS and ES are not all flat, or it is 16-bit code or stack */
 #define KEY_16 BIT(9)    /* 16-bit code */
 #define KEY_SP16 BIT(10) /* the stack pointer is SP */
+#define KEY_ANY BIT(15)  /* in every key: no tag of the jump cache is 0 (jit_tag()) */
 #define KEY_CS_SHIFT 16  /* from here: number of CS's base and limit in jit.cs; 0: flat, or 64-bit code */
 #define KEY_NONE BIT(31) /* not for the translator now */
 
@@ -77,7 +78,7 @@ struct code_seg {
 #define CS_MAX 4096u
 
 struct jc_entry {
-	u64 tag; /* RIP ^ jt.key */
+	u64 tag; /* RIP ^ jt.key; 0: empty */
 	const u8 *code;
 	const u32 *cell; /* of the page's guard */
 	u64 pad;

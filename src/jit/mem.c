@@ -21,6 +21,7 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 	s->vec = c->vec;
 	s->resume = NULL;
 	s->retry = NULL;
+	s->go = NULL;
 }
 
 /* The check that slow_at() was called for last may be done again, from `retry`, when the TLB has been filled. */
@@ -110,6 +111,8 @@ void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, en
 
 	emit_span(c, k, reg, size, kind);
 	slow_retry(c, retry, reg, size, kind);
+	if (kind == TLB_READ && size <= CROSSING_MAX)
+		c->slow[c->n_slow - 1].go = emit_rx(&c->e);
 }
 
 /* The same where the address of the last byte is in R10 already. */
@@ -199,6 +202,8 @@ bool emit_group(struct trans *c, unsigned k)
 		}
 		emit_check_reg(c, k, reg, (unsigned)(g->hi - g->lo), g->write ? TLB_WRITE : TLB_READ);
 		c->slow[c->n_slow - 1].last = g->last;
+		/* Together, the copies could be older than what another vCPU has stored by then. */
+		c->slow[c->n_slow - 1].go = NULL;
 		/* A page is dirty when a store is certain, not before. */
 		if (g->write && !g->leader_writes)
 			c->slow[c->n_slow - 1].retry = NULL;

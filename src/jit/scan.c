@@ -41,7 +41,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 		if (((rip ^ c->tb->rip) & PAGE_MASK) || room < 16)
 			break;
 		memcpy(bytes, c->hva_page + off, 15);
-		if (decode(key_decode(c->key), bytes, 15, &i) < 0 || i.len > limit_left(c, rip))
+		if (interp_decode(c->j->v, key_decode(c->key), bytes, 15, &i) < 0 || i.len > limit_left(c, rip))
 			break;
 		if (!depend(c, off, i.len))
 			break;
@@ -118,8 +118,8 @@ static void decode_border(struct trans *c)
 		return;
 	memcpy(c->bytes, c->hva_page + off, first);
 	memcpy(c->bytes + first, p, 15 - first);
-	if (decode(key_decode(c->key), c->bytes, 15, i) < 0 || i->len <= first || i->len > limit_left(c, rip) ||
-	    !interp_bind(i))
+	if (interp_decode(v, key_decode(c->key), c->bytes, 15, i) < 0 || i->len <= first ||
+	    i->len > limit_left(c, rip) || !interp_knows(i))
 		return;
 	classify(i, c->key, &c->nat[0]);
 	if (c->nat[0].cls == K_HANDLER)
@@ -150,9 +150,9 @@ void decode_block(struct trans *c)
 
 		/* What is decoded is what the block is compared with later. */
 		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
-		if (decode(key_decode(c->key), c->bytes + (off - start), room < 15 ? room : 15, i) < 0)
+		if (interp_decode(c->j->v, key_decode(c->key), c->bytes + (off - start), room < 15 ? room : 15, i) < 0)
 			break;
-		if (interp_bind(i)) {
+		if (interp_knows(i)) {
 			classify(i, c->key, &c->nat[k]);
 		} else {
 			memset(&c->nat[k], 0, sizeof(c->nat[k]));

@@ -112,19 +112,29 @@ static void to_perf(const u8 *code, u64 len, u64 rip, const char *what)
 	pthread_mutex_unlock(&lock);
 }
 
+/* In one piece: stderr is not buffered, and a boot has tens of thousands of blocks. */
 static void dump(const struct trans *c)
 {
-	fprintf(stderr, "block rip %#llx key %#x guest", (unsigned long long)c->tb->rip, c->key);
+	char *text = NULL;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
+
+	if (!f)
+		return;
+	fprintf(f, "block rip %#llx key %#x guest", (unsigned long long)c->tb->rip, c->key);
 	for (unsigned k = 0; k < c->n; k++) {
-		fprintf(stderr, " [%u:", c->nat[k].cls);
+		fprintf(f, " [%u:", c->nat[k].cls);
 		for (unsigned b = 0; b < c->insn[k].len; b++)
-			fprintf(stderr, "%02x", c->insn[k].raw[b]);
-		fprintf(stderr, "]");
+			fprintf(f, "%02x", c->insn[k].raw[b]);
+		fprintf(f, "]");
 	}
-	fprintf(stderr, "\n  host %#lx", (unsigned long)(c->tb->code - c->j->mem.rx));
+	fprintf(f, "\n  host %#lx", (unsigned long)(c->tb->code - c->j->mem.rx));
 	for (u32 n = 0; n < c->tb->code_len; n++)
-		fprintf(stderr, " %02x", c->tb->code[n]);
-	fprintf(stderr, "\n");
+		fprintf(f, " %02x", c->tb->code[n]);
+	fprintf(f, "\n");
+	if (!fclose(f))
+		fputs(text, stderr);
+	free(text);
 }
 
 void see_block(const struct trans *c, const u8 *cold, u64 cold_len)

@@ -133,7 +133,7 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->tb = meta_at(j, c->tb);
 	call->off = (u16)(c->rip[k] - c->tb->rip);
 	call->sys = c->sys[k];
-	call->group = is_grouped(c, k) && !is_follower(c, k);
+	call->group = is_grouped(c, k) && !is_follower(c, k) && !straddles(c, k);
 	call->recipe = c->recipe_in[k];
 	call->insn = 0;
 	call->kept = false;
@@ -910,7 +910,9 @@ static void emit_slow(struct trans *c, struct slow s)
 		encode(e, 0, 0, 0xc7, 0, rm_reg(H_R10));
 		e4(e, s.size | (u32)s.kind << 16);
 		emit_jmp(e, 0xe8, c->j->fill_stub);
-		emit_jcc(e, 5, s.retry);
+		emit_jcc(e, 4, s.retry);
+		if (s.go)
+			emit_jcc(e, 7, s.go);
 	}
 	if (s.last > k && straddles(c, k)) {
 		k = emit_split(c, &s);

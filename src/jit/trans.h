@@ -17,6 +17,7 @@ struct slow {
 	bool vec;         /* c->vec there */
 	const u8 *resume; /* of an access in split code: where to go on; NULL: c->resume[last] */
 	const u8 *retry;  /* the check itself: an entry in the TLB may help; NULL: no */
+	const u8 *go;     /* behind it, for one access that reads: its bytes may be elsewhere; NULL: no */
 	u8 reg, kind;     /* of such a check: host register with the address, TLB_READ or TLB_WRITE */
 	u16 size;
 	bool host_after, vec_after;

@@ -144,22 +144,64 @@ const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx)
 	return p.hva;
 }
 
-bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
+/* Where the second page's part of a page-crossing access begins: linear addresses have 32 bits outside 64-bit mode. */
+static gva_t next_page(const struct mmu *m, gva_t gva)
+{
+	gva_t next = (gva & PAGE_MASK) + PAGE_SIZE;
+
+	return m->paging != PAGING_64 && gva <= 0xffffffffu ? (u32)next : next;
+}
+
+/* RAM to be read within a page; NULL: it is not to be had just so. */
+static const u8 *ram_at(struct mmu *m, gva_t gva, unsigned len)
+{
+	const u8 *hit = tlb_lookup(&m->tlb[m->ctx][TLB_READ], gva, len);
+	struct part p;
+
+	if (hit)
+		return hit;
+	return canonical(gva) && translate(m, gva, len, MEM_READ, m->ctx, &p) == MEM_OK ? p.hva : NULL;
+}
+
+/* Without the C library's memcpy(), which uses vector registers. */
+static void copy_general(u8 *to, const u8 *from, u64 len)
+{
+	asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
+}
+
+static enum mem_filled fill_crossing(struct mmu *m, gva_t gva, unsigned size)
+{
+	unsigned first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
+	u8 *to = m->crossing + gva % CROSSING_MAX;
+	const u8 *a, *b;
+
+	if (size > CROSSING_MAX || !(a = ram_at(m, gva, first)) || !(b = ram_at(m, next_page(m, gva), size - first)))
+		return FILL_NONE;
+	copy_general(to, a, first);
+	copy_general(to + first, b, size - first);
+	m->crossing_add = (u64)(uintptr_t)to - gva;
+	return FILL_CROSSING;
+}
+
+enum mem_filled mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind)
 {
 	const struct tlb_set *set = &m->tlb[m->ctx][kind];
 	struct part p;
 
-	if (((gva ^ (gva + size - 1)) & PAGE_MASK) || tlb_lookup(set, gva, size) || unlikely(m->store_hook) ||
-	    !canonical(gva) || m->ctx == TLB_USER_AC)
-		return false;
-	if (translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
-		return false;
+	if (unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
+		return FILL_NONE;
+	if ((gva ^ (gva + size - 1)) & PAGE_MASK)
+		return kind == TLB_READ && !watch_hits(m, gva, size, MEM_READ) ? fill_crossing(m, gva, size)
+		                                                               : FILL_NONE;
+	if (tlb_lookup(set, gva, size) ||
+	    translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
+		return FILL_NONE;
 	if (kind == TLB_WRITE) {
 		if (memslot_has_code(p.slot, p.gpa))
-			return false;
+			return FILL_NONE;
 		ram_store_begins(m, &p, m->ctx);
 	}
-	return tlb_lookup(set, gva, size);
+	return tlb_lookup(set, gva, size) ? FILL_TLB : FILL_NONE;
 }
 
 /* Translates an access as one or two parts; *n says how many. */
@@ -167,7 +209,6 @@ static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned acces
                          unsigned *n)
 {
 	unsigned first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
-	gva_t next = gva + first;
 	int rc;
 
 	*n = 1;
@@ -178,11 +219,8 @@ static int translate_all(struct mmu *m, gva_t gva, unsigned size, unsigned acces
 	rc = translate(m, gva, first, access, ctx, &p[0]);
 	if (rc != MEM_OK)
 		return rc;
-	/* Linear addresses have 32 bits outside 64-bit mode; the second half then wraps to 0. */
-	if (m->paging != PAGING_64 && gva <= 0xffffffffu)
-		next = (u32)next;
 	*n = 2;
-	return translate(m, next, size - first, access, ctx, &p[1]);
+	return translate(m, next_page(m, gva), size - first, access, ctx, &p[1]);
 }
 
 static int mmio_read(struct mmu *m, gpa_t gpa, u8 *dst, unsigned len)
@@ -274,17 +312,34 @@ static void copy_once(void *dst, const void *src, unsigned len)
 	}
 }
 
+/* Both parts of an access that crosses a page, when the TLB knows both: at[0], *first bytes; at[1], the rest. */
+static bool crossing_hit(const struct mmu *m, const struct tlb_set *set, gva_t gva, unsigned size, u8 *at[2],
+                         unsigned *first)
+{
+	*first = (unsigned)(PAGE_SIZE - (gva & ~PAGE_MASK));
+	if (size <= *first || size - *first > PAGE_SIZE)
+		return false;
+	at[0] = tlb_lookup(set, gva, *first);
+	at[1] = at[0] ? tlb_lookup(set, next_page(m, gva), size - *first) : NULL;
+	return at[1] != NULL;
+}
+
 int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ctx)
 {
 	const u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_READ], gva, size);
 	struct part p[2];
-	unsigned n;
+	unsigned n, first;
 	int rc = MEM_ALIGN;
-	u8 *to = dst;
+	u8 *to = dst, *at[2];
 
 	/* Descriptor tables and stacks of exceptions are read from here, without a look at the TLB before. */
 	if (likely(hit != NULL)) {
 		copy_once(dst, hit, size);
+		return MEM_OK;
+	}
+	if (crossing_hit(m, &m->tlb[ctx][TLB_READ], gva, size, at, &first)) {
+		copy_once(to, at[0], first);
+		copy_once(to + first, at[1], size - first);
 		return MEM_OK;
 	}
 	if (watch_refuses(m, gva, size, MEM_READ))
@@ -328,13 +383,18 @@ static int store_parts(struct mmu *m, struct part *p, unsigned n, const u8 *src,
 
 int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb_ctx ctx)
 {
-	u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_WRITE], gva, size);
+	u8 *hit = tlb_lookup(&m->tlb[ctx][TLB_WRITE], gva, size), *at[2];
 	struct part p[2];
-	unsigned n;
+	unsigned n, first;
 	int rc = MEM_ALIGN;
 
 	if (likely(hit != NULL)) {
 		copy_once(hit, src, size);
+		return MEM_OK;
+	}
+	if (crossing_hit(m, &m->tlb[ctx][TLB_WRITE], gva, size, at, &first)) {
+		copy_once(at[0], src, first);
+		copy_once(at[1], (const u8 *)src + first, size - first);
 		return MEM_OK;
 	}
 	if (watch_refuses(m, gva, size, MEM_WRITE))

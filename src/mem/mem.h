@@ -102,6 +102,8 @@ struct mmio_frag {
 };
 
 #define MMIO_READS_MAX 160
+/* Most bytes of an access over a page border whose bytes mem_fill() gathers. */
+#define CROSSING_MAX 64
 #define MMIO_WRITES_MAX 160
 #define WATCH_MAX 4
 
@@ -189,6 +191,11 @@ struct mmu {
 	 * NULL otherwise. */
 	bool (*store_hook)(struct mmu *m, gva_t gva, gpa_t gpa, u8 *hva, unsigned len, enum tlb_ctx ctx, bool global);
 
+	/* FILL_CROSSING: a copy of the bytes, as far behind a multiple of 64 as the bytes are; its address less theirs.
+	 */
+	u8 crossing[2 * CROSSING_MAX] __attribute__((aligned(64)));
+	u64 crossing_add;
+
 	u64 tlb_misses;
 	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and
 	 * a number for what is not global or lies in the lower half: another after each flush, and that of before when
@@ -202,6 +209,7 @@ struct mmu {
 	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];
 };
 
+/* *m is zeroed memory. */
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
 
 /* tlb.c */
@@ -242,10 +250,12 @@ int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t 
 
 /*
  * For translated code whose TLB lookup missed: the entry for such an access, which is certain to be made, in m->ctx.
- * True: it is there now. False: it was, or the access needs more than an entry (fault, MMIO, page crossing, code page,
+ * FILL_TLB: it is there now. FILL_CROSSING: a read of up to CROSSING_MAX bytes in two pages, to be made in m->crossing.
+ * FILL_NONE: it was there, or the access needs more than an entry (fault, MMIO, a store to two pages, code page,
  * watchpoint); mmu->fault may have changed then. Changes no vector register and no x87 register of the host.
  */
-bool mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind);
+enum mem_filled { FILL_NONE, FILL_TLB, FILL_CROSSING };
+enum mem_filled mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind kind);
 /* The same for a fetch: the host address of the code at `gva`, NULL: mem_fetch() says why. */
 const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx);
 

@@ -217,7 +217,8 @@ static void put_desc(u8 *gdt, unsigned index, u64 x)
 	(0xffffull | (u64)((base)&0xffffff) << 16 | (u64)(access) << 40 | 0xfull << 48 | (u64)(flags) << 52 |          \
 	 (u64)((base) >> 24) << 56)
 
-/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. */
+/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. Its IRET may fault; the
+ * flags there must not be those of the count, which is one side's alone. */
 static void write_handler(struct emit *e, bool is64, u64 count)
 {
 	if (is64) {
@@ -235,8 +236,8 @@ static void write_handler(struct emit *e, bool is64, u64 count)
 				emit_const(e, r, 0x1234567890abcdefull * (r + 1));
 		encode(e, ENC_66, 1, 0x76, 0, rm_reg(0));
 		encode(e, ENC_66, 1, 0x76, 5, rm_reg(5));
-		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		encode(e, ENC_W, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		encode(e, ENC_F3, 1, 0x6f, 0, rm_mem(H_RSP, 0));
 		encode(e, ENC_F3, 1, 0x6f, 5, rm_mem(H_RSP, 16));
 		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, 32));
@@ -252,9 +253,9 @@ static void write_handler(struct emit *e, bool is64, u64 count)
 		for (unsigned r = 0; r < 8; r++)
 			if (r != H_RSP)
 				emit_const(e, r, 0x90abcdefu * (r + 1));
-		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		e1(e, 0x36); /* SS is the handler's own */
 		encode(e, 0, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		e1(e, 0x61);
 	}
 	e1(e, 0xcf);
@@ -465,7 +466,7 @@ static void vary_segments(struct setup *u, struct side *j, bool new_program)
 {
 	struct seg seg[SEG_COUNT], *cs = &seg[SEG_CS];
 	bool protected = u->mode != REAL && u->mode != V86;
-	struct side *side[2] = {&u->interp, j};
+	struct side *side[3] = {&u->interp, j, &u->replay};
 
 	memcpy(seg, u->interp.plain, sizeof(seg));
 	for (unsigned n = SEG_ES; n <= SEG_FS; n++)
@@ -502,7 +503,7 @@ static void vary_segments(struct setup *u, struct side *j, bool new_program)
 			                      .present = true,
 			                      .limit = 0xffff,
 			                      .base = seg[n].base};
-	for (unsigned k = 0; k < 2; k++) {
+	for (unsigned k = 0; k < 3; k++) {
 		u64 desc[2] = {desc_of(&seg[SEG_CS]), desc_of(&seg[SEG_SS])};
 
 		memcpy(side[k]->seg, seg, sizeof(seg));
