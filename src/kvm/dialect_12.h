@@ -166,6 +166,10 @@ struct vcpu12 {
 	bool vapic_out;  /* guest memory is ahead of the local APIC */
 	bool eoi_lent;   /* the guest may end the interrupt in service there */
 	bool tpr_reports, tpr_access;
+	/* dialect_12_apf.c */
+	u64 msr_apf, msr_apf_int;
+	bool apf_wake;   /* "all pages are there" is to be told */
+	bool apf_ready;  /* ... was, and is not acknowledged */
 	u32 guest_debug; /* KVM_GUESTDBG_x */
 };
 
@@ -440,6 +444,15 @@ bool tpr_exit(struct kvm_vcpu *kv);
 /* KVM_HC_SEND_IPI to the ids from `first` on that the two words of `bits` bits name: how many took it, or an error of
  * hypercalls. */
 u64 vapic_send_ipi(struct vcpu *v, const u64 map[2], u32 first, u64 icr, unsigned bits);
+
+/* ---- dialect_12_apf.c -------------------------------------------------------------------------------------------- */
+
+/* Tells the guest what it is to be told, if it can hear it now. On the vCPU, within KVM_RUN. */
+void apf_poll(struct vcpu *v);
+/* The vCPU was reset. */
+void apf_reset(struct vcpu12 *x);
+/* MSR_KVM_ASYNC_PF_EN, _INT and _ACK: 0, or -1 for #GP. */
+int apf_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 
 /* ---- dialect_12_pv.c, the rest ----------------------------------------------------------------------------------- */
 

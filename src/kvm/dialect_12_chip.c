@@ -1052,6 +1052,7 @@ static void take_init(struct kvm_vcpu *kv)
 	lapic_reset_locked(l, true);
 	pthread_mutex_unlock(&l->chips->lock);
 	vapic_reset(kv->x12);
+	apf_reset(kv->x12);
 	vcpu12_reset(kv, true);
 	kv->x12->mp_state = l->bsp ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
 }

@@ -210,6 +210,11 @@ static int pv_feature(u32 msr)
 		return KVM_FEATURE_POLL_CONTROL;
 	case MSR_KVM_PV_EOI_EN:
 		return KVM_FEATURE_PV_EOI;
+	case MSR_KVM_ASYNC_PF_EN:
+		return KVM_FEATURE_ASYNC_PF;
+	case MSR_KVM_ASYNC_PF_INT:
+	case MSR_KVM_ASYNC_PF_ACK:
+		return KVM_FEATURE_ASYNC_PF_INT;
 	default:
 		return -1;
 	}
@@ -238,6 +243,15 @@ int pv_msr_read(struct vcpu *v, u32 msr, u64 *val)
 	case MSR_KVM_PV_EOI_EN:
 		*val = x->msr_eoi;
 		break;
+	case MSR_KVM_ASYNC_PF_EN:
+		*val = x->msr_apf;
+		break;
+	case MSR_KVM_ASYNC_PF_INT:
+		*val = x->msr_apf_int;
+		break;
+	case MSR_KVM_ASYNC_PF_ACK:
+		*val = 0;
+		break;
 	default:
 		*val = x->msr_clock;
 	}
@@ -265,6 +279,10 @@ int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			return -1;
 		x->poll_control = val;
 		return 0;
+	case MSR_KVM_ASYNC_PF_EN:
+	case MSR_KVM_ASYNC_PF_INT:
+	case MSR_KVM_ASYNC_PF_ACK:
+		return apf_msr_write(v, msr, val, host);
 	case MSR_KVM_PV_EOI_EN:
 		if (host)
 			pthread_mutex_lock(&v->vm->lock);

@@ -650,6 +650,8 @@ static void run_guest(struct kvm_vcpu *kv)
 		}
 		if (unlikely(kv->x12->run->request_interrupt_window))
 			vcpu12_window(v);
+		if (unlikely(kv->x12->apf_wake))
+			apf_poll(v);
 		vapic_out(v);
 		run_engine(kv);
 		switch (v->exit.reason) {

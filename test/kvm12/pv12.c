@@ -276,6 +276,47 @@ TEST(a_level_ends_in_the_chip)
 	guest_close(&g);
 }
 
+/* ---- asynchronous page faults ------------------------------------------------------------------------------------ */
+
+/* Who switches them on hears that all pages are there, when its APIC is on; and again when it read that. */
+TEST(all_pages_are_there)
+{
+	struct guest g;
+	uint32_t token;
+	uint8_t al;
+
+	open32(&g);
+	CHECK((features(&g) & (1u << KVM_FEATURE_ASYNC_PF | 1u << KVM_FEATURE_ASYNC_PF_INT)) ==
+	      (1u << KVM_FEATURE_ASYNC_PF | 1u << KVM_FEATURE_ASYNC_PF_INT));
+	/* out 0x94, al; mov dword [0xfee000f0], 0x1ff; sti; nop; l: out 0x10, al; jmp l */
+	CODE(&g, CODE_AT, 0xe6, 0x94, 0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, 0xfb, 0x90, 0xe6,
+	     0x10, 0xeb, 0xfc);
+	/* out 0x90, al; mov dword [0xfee000b0], 0; iretd */
+	CODE(&g, 0x2000, 0xe6, 0x90, 0xc7, 0x05, 0xb0, 0x00, 0xe0, 0xfe, 0x00, 0x00, 0x00, 0x00, 0xcf);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, EOI_WORD << 4 | 0x10), 0);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x141), 0);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x41), 1);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, VAPIC | KVM_ASYNC_PF_ENABLED | KVM_ASYNC_PF_DELIVERY_AS_INT), 1);
+	CHECK_EQ(get_msr(&g, MSR_KVM_ASYNC_PF_EN), VAPIC | 9);
+	CHECK_EQ(get_msr(&g, MSR_KVM_ASYNC_PF_INT), 0x41);
+	CHECK_EQ(port(&g, &al), 0x94);
+	CHECK_EQ(port(&g, &al), 0x90);
+	memcpy(&token, g.ram + VAPIC + 4, 4);
+	CHECK_EQ(token, ~0u);
+	CHECK_EQ(port(&g, &al), 0x10);
+	/* Not before the last one was read, and acknowledged. */
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, VAPIC | 9), 1);
+	CHECK_EQ(port(&g, &al), 0x10);
+	memset(g.ram + VAPIC + 4, 0, 4);
+	CHECK_EQ(port(&g, &al), 0x10);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_ACK, 1), 1);
+	CHECK_EQ(port(&g, &al), 0x90);
+	memcpy(&token, g.ram + VAPIC + 4, 4);
+	CHECK_EQ(token, ~0u);
+	CHECK_EQ(port(&g, &al), 0x10);
+	guest_close(&g);
+}
+
 /* ---- hypercalls -------------------------------------------------------------------------------------------------- */
 
 TEST(interrupts_by_hypercall)
