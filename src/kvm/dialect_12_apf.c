@@ -88,7 +88,9 @@ int apf_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			return rc;
 		break;
 	case MSR_KVM_ASYNC_PF_INT:
-		if (val >> 8 || !lapic_of(v))
+		/* Linux 6.1 refuses 0 too without an APIC of its own, and clients that write all MSRs at a start die of
+		 * it. */
+		if (val >> 8 || (val && !lapic_of(v)))
 			return -1;
 		x->msr_apf_int = val;
 		break;
