@@ -15,7 +15,9 @@
  * plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
  *
  *   random [--seed N] [--programs N | --insns N] [--progress] [--no-timer] [--mode NAME]
- *          [--variant NAME] [--show]
+ *          [--variant NAME] [--show] [--x87]
+ *
+ * --x87: half of every program is x87 or MMX instructions; else of every fourth.
  *
  * Programs come in batches, whose number of programs is fixed; each batch starts with empty caches from a seed of its
  * own, which is printed when it fails: `--seed S --programs 256 --no-timer` replays it. What came by the timer alone
@@ -521,6 +523,9 @@ struct start {
 	u64 r[16], rflags;
 	u8 ymm[16][32];
 	u32 mxcsr;
+	u16 fcw, fsw;
+	u8 tags, st[8][16];
+	bool x87_used;
 	u64 pool;
 };
 
@@ -539,6 +544,32 @@ static void pointers(const struct setup *u, u64 *r)
 			r[k] = k < 8 ? (u32)r[k] : 0;
 }
 
+/* Any state: numbers near one, other numbers, empty registers; now and then with an exception unmasked or pending. */
+static void make_x87(struct start *s)
+{
+	memset(s->st, 0, sizeof(s->st));
+	s->fcw = 0x37f;
+	s->fsw = 0;
+	s->tags = 0;
+	s->x87_used = gen_rnd(4);
+	if (gen_rnd(2))
+		return;
+	s->fcw = (u16)(0x7f | gen_rnd(16) << 8 | (gen_rnd(8) ? 0x300 : 0));
+	if (gen_rnd(24) == 0)
+		s->fcw ^= (u16)gen_rnd(64);
+	s->fsw = (u16)(gen_rnd(8) << 11 | (gen_rnd(2) ? gen_rnd(0x80) | gen_rnd(8) << 8 : 0));
+	s->tags = (u8)(gen_rnd(2) ? 0xffu << gen_rnd(9) : gen_rnd(256));
+	for (unsigned k = 0; k < 8; k++) {
+		u64 x = gen_u64();
+		u16 exp = (u16)(gen_rnd(4) ? 0x3ffau + gen_rnd(10) : gen_rnd(65536));
+
+		if (gen_rnd(8))
+			x |= 1ull << 63;
+		memcpy(s->st[k], &x, 8);
+		memcpy(s->st[k] + 8, &exp, 2);
+	}
+}
+
 static void make_start(const struct setup *u, struct start *s)
 {
 	for (unsigned k = 0; k < 16; k++)
@@ -552,6 +583,7 @@ static void make_start(const struct setup *u, struct start *s)
 	for (unsigned k = 0; k < 64; k++)
 		((u64 *)(void *)s->ymm)[k] = gen_u64();
 	s->mxcsr = 0x1f80 | (gen_rnd(4) ? 0 : gen_rnd(4) << 13) | (gen_rnd(6) ? 0 : 0x8000);
+	make_x87(s);
 	s->pool = gen_rnd((u32)(POOL_SIZE - u->data_size)) & ~7u;
 }
 
@@ -580,10 +612,14 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 	v->rflags = st->rflags;
 	memcpy(v->fpu.ymm, st->ymm, sizeof(st->ymm));
 	fpu_fninit(&v->fpu);
-	memset(v->fpu.fx + FX_ST, 0, 128);
+	fx_set16(v->fpu.fx, FX_FCW, st->fcw);
+	fx_set16(v->fpu.fx, FX_FSW, st->fsw);
+	v->fpu.fx[FX_FTW] = st->tags;
+	memcpy(v->fpu.fx + FX_ST, st->st, 128);
+	fpu_update_es(&v->fpu);
 	memset(v->fpu.fx + FX_FOP, 0, 2 + 8 + 8);
 	v->fpu.fcs = v->fpu.fds = 0;
-	v->fpu.x87_used = true;
+	v->fpu.x87_used = st->x87_used;
 	v->fpu.mxcsr = st->mxcsr;
 	v->shadow = 0;
 	v->mid_rep = false;
@@ -677,11 +713,14 @@ static bool in_repetition(const struct setup *u, const struct side *s)
 	const struct vcpu *v = s->m.v;
 	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - u->env.code;
 
-	for (unsigned k = 0; k < 4 && off + k < CODE_SIZE; k++) {
+	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
 		u8 b = s->code[off + k];
 
 		if (b == 0xf2 || b == 0xf3)
 			return true;
+		/* One that another prefix follows is idle. */
+		if (v->mode == MODE_64 && (b & 0xf0) == 0x40)
+			continue;
 		if (b != 0x66 && b != 0x67 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 &&
 		    b != 0x65)
 			break;
@@ -704,6 +743,9 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	word("cr2 ", 0, a->cr2, b->cr2);
 	bytes("ymm", a->fpu.ymm, b->fpu.ymm, sizeof(a->fpu.ymm));
 	bytes("x87", a->fpu.fx, b->fpu.fx, 160);
+	word("FCS ", 0, a->fpu.fcs, b->fpu.fcs);
+	word("FDS ", 0, a->fpu.fds, b->fpu.fds);
+	word("x87 used ", 0, a->fpu.x87_used, b->fpu.x87_used);
 	for (unsigned k = 0; k <= SEG_GS; k++) {
 		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
 		word("base ", k, a->seg[k].base, b->seg[k].base);
@@ -977,6 +1019,8 @@ int main(int argc, char **argv)
 			progress = true;
 		else if (!strcmp(argv[k], "--no-timer"))
 			timer = false;
+		else if (!strcmp(argv[k], "--x87"))
+			gen_x87_rich = true;
 		else if (k + 1 < argc && !strcmp(argv[k], "--seed"))
 			seed = strtoull(argv[++k], NULL, 0);
 		else if (k + 1 < argc && !strcmp(argv[k], "--programs"))
