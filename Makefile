@@ -24,7 +24,7 @@ endif
 # The engine: everything below the doors. Front: the doors themselves. What serves programs that were not built for us
 # only goes into the preloaded library: replaced symbols, and the calls of static programs, which devkvm-load starts.
 CORE_SRC := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/cpu/*.c src/interp/*.c src/jit/*.c src/chip/*.c src/kvm/*.c)
-PRELOAD_SRC := $(addprefix src/front/,preload.c spawn.c exec.c) $(wildcard src/front/static_*.c)
+PRELOAD_SRC := $(addprefix src/front/,preload.c paths.c spawn.c exec.c) $(wildcard src/front/static_*.c)
 FRONT_SRC := $(filter-out $(PRELOAD_SRC) src/front/load_main.c,$(wildcard src/front/*.c))
 CLI_SRC := $(wildcard cli/*.c vmm/*.c)
 CORE_OBJ := $(CORE_SRC:%.c=$(BUILD)/%.o)

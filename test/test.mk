@@ -19,12 +19,12 @@ $(T)/iface-linked $(T)/threads-linked $(T)/fuzz-linked: $(T)/%-linked: test/ifac
 
 # Clients of version 12, with the system's <linux/kvm.h>. errors12 compares with what Linux' KVM answered (errors.txt).
 KVM12_ERRORS := test/kvm12/errors.txt
-$(T)/api12 $(T)/errors12 $(T)/chips12 $(T)/more12 $(T)/habits12 $(T)/spaces12: $(T)/%: test/kvm12/%.c | $(BUILD)/.deps
+$(T)/api12 $(T)/errors12 $(T)/chips12 $(T)/more12 $(T)/habits12 $(T)/spaces12 $(T)/debug12 $(T)/pv12: $(T)/%: test/kvm12/%.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -Itest/lib -MMD -MP -o $@ $< -lpthread
 
-$(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked $(T)/habits12-linked $(T)/spaces12-linked: $(T)/%-linked: test/kvm12/%.c $(BUILD)/libdevkvm.a
+$(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked $(T)/habits12-linked $(T)/spaces12-linked $(T)/debug12-linked $(T)/pv12-linked: $(T)/%-linked: test/kvm12/%.c $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Itest/lib $(LDFLAGS) -DLINKED -MMD -MP -o $@ $< $(BUILD)/libdevkvm.a \
@@ -171,7 +171,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 	$(wildcard $(BUILD)/test/system/*.d)
 
 QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency
-QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked habits12 habits12-linked spaces12 spaces12-linked code12 code12-linked)
+QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked habits12 habits12-linked spaces12 spaces12-linked debug12 debug12-linked pv12 pv12-linked code12 code12-linked)
 QUICK_PROGRAMS += $(T)/memory-linked $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
 test-programs: all $(QUICK_PROGRAMS)
 
@@ -193,6 +193,9 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'API 12, habits of VMMs, linked$(NOTE)=$(T)/habits12-linked' \
 	'address spaces, linked$(NOTE)=$(T)/spaces12-linked' \
 	'address spaces, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/spaces12-linked' \
+	'APIC through memory, linked$(NOTE)=$(T)/pv12-linked' \
+	'breakpoints, linked$(NOTE)=$(T)/debug12-linked' \
+	'breakpoints, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/debug12-linked' \
 	'interrupt chips, linked$(NOTE)=$(T)/chips12-linked' \
 	'API 12, calls and errors, linked$(NOTE)=$(T)/errors12-linked $(KVM12_ERRORS)' \
 	'memory that goes away, linked$(NOTE)=$(T)/memory-linked' \

@@ -41,6 +41,8 @@ struct chip_ops {
 	void (*acked)(void *owner, unsigned gsi_chip, unsigned pin);
 	/* Split chips: the vector's EOI goes to the client's IOAPIC. */
 	void (*eoi)(void *owner, unsigned vcpu, u8 vector);
+	/* Would it? */
+	bool (*hears_eoi)(void *owner, unsigned vcpu, u8 vector);
 };
 
 /* Registers of the local APIC, index = offset / 16 of the page (SDM vol. 3, table 11-1). */
@@ -192,6 +194,17 @@ bool lapic_msr_write(struct lapic *l, u32 msr, u64 val);
 void lapic_set_base(struct lapic *l, u64 base);
 void lapic_set_stimer(struct lapic *l, u64 when);
 void lapic_set_tpr(struct lapic *l, u32 tpr);
+/* As a write to the EOI register. */
+void lapic_eoi(struct lapic *l);
+/* There is an interrupt in service, and nobody but the processor has to hear of its end, nor waits for it. */
+bool lapic_eoi_is_private(struct lapic *l);
+/* Four bytes: TPR, class of the interrupt in service, 0, the highest vector that waits. */
+void lapic_summary(struct lapic *l, u8 *out);
+/* The id that messages with a physical destination name. */
+u32 lapic_id(const struct lapic *l);
+/* A message whose mode, vector, level and trigger mode are those of an ICR; false: it is not for an APIC in that state.
+ */
+bool lapic_accept_locked(struct lapic *l, u32 icr);
 /* A vector that may be delivered now, or -1: look only / take it. The i8259's come through LINT0. */
 int lapic_pending(struct lapic *l, bool take);
 void lapic_set_deadline(struct lapic *l, u64 tsc);

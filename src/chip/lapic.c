@@ -59,7 +59,7 @@ static u32 ppr(const struct lapic *l)
 	return (tpr & 0xf0) >= high ? tpr & 0xff : high;
 }
 
-static u32 apic_id(const struct lapic *l)
+u32 lapic_id(const struct lapic *l)
 {
 	return l->x2apic ? l->x2id : l->reg[LAPIC_ID] >> 24;
 }
@@ -134,6 +134,16 @@ static int accept(struct lapic *l, u8 mode, u8 vector, bool level, bool assert)
 	}
 }
 
+bool lapic_accept_locked(struct lapic *l, u32 icr)
+{
+	u8 mode = icr >> 8 & 7;
+	bool level = icr & BIT(15), assert = icr & BIT(14);
+
+	if (mode <= MODE_LOWEST && (!l->enabled || !sw_enabled(l) || (level && !assert)))
+		return false;
+	return accept(l, mode, (u8)icr, level, assert) >= 0;
+}
+
 bool lapic_level(const struct lapic *l, u8 vector)
 {
 	return vec_test(&l->reg[LAPIC_TMR], vector);
@@ -155,7 +165,7 @@ bool ipi_matches(const struct lapic *l, const struct ipi *m)
 	if (dest == 0xffffffffu || (dest == 0xff && !x2_sender && !(l->chips->x2_no_quirk && l->x2apic)))
 		return true;
 	if (!m->logical)
-		return apic_id(l) == dest;
+		return lapic_id(l) == dest;
 	if (l->x2apic)
 		return ldr >> 16 == dest >> 16 && (ldr & dest & 0xffff);
 	dest &= 0xff;
@@ -249,6 +259,41 @@ static void eoi(struct lapic *l)
 	else if (!vec_test(&l->reg[LAPIC_TMR], (u8)vec) && l->chips->pit.pending)
 		ioapic_edge_eoi_locked(l->chips, (u8)vec);
 	kick(l);
+}
+
+void lapic_eoi(struct lapic *l)
+{
+	pthread_mutex_lock(&l->chips->lock);
+	eoi(l);
+	pthread_mutex_unlock(&l->chips->lock);
+}
+
+bool lapic_eoi_is_private(struct lapic *l)
+{
+	struct chips *c = l->chips;
+	bool is = false;
+	int vec;
+
+	pthread_mutex_lock(&c->lock);
+	vec = vec_highest(&l->reg[LAPIC_ISR]);
+	if (vec >= 0 && vec_highest(&l->reg[LAPIC_IRR]) < 0 && !vec_test(&l->reg[LAPIC_TMR], (u8)vec))
+		is = c->split ? !c->ops->hears_eoi(c->owner, l->vcpu, (u8)vec) : !c->pit.pending;
+	pthread_mutex_unlock(&c->lock);
+	return is;
+}
+
+void lapic_summary(struct lapic *l, u8 *out)
+{
+	int irr, isr;
+
+	pthread_mutex_lock(&l->chips->lock);
+	irr = vec_highest(&l->reg[LAPIC_IRR]);
+	isr = vec_highest(&l->reg[LAPIC_ISR]);
+	out[0] = (u8)l->reg[LAPIC_TPR];
+	out[1] = isr < 0 ? 0 : (u8)isr & 0xf0;
+	out[2] = 0;
+	out[3] = irr < 0 ? 0 : (u8)irr;
+	pthread_mutex_unlock(&l->chips->lock);
 }
 
 /* ---- the timer --------------------------------------------------------------------------------------------------- */

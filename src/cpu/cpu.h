@@ -79,6 +79,7 @@ enum exit_reason {
 	EXIT_FAIL_ENTRY,
 	EXIT_MSR,  /* exit.msr: the client is asked */
 	EXIT_RSM,  /* the owner leaves system management mode */
+	EXIT_STEP, /* never seen outside: the instruction runs again, with a look at breakpoints before and after it */
 	EXIT_GONE, /* an access to memory that the client has not, state as before the instruction */
 	EXIT_OWNER /* the owner knows why */
 };
@@ -195,8 +196,8 @@ struct vcpu {
 	u8 cpl;           /* 0 in real mode, 3 in v86 */
 	u8 dmode;         /* enum decode_mode of the code segment */
 	bool stack_is_32; /* SS.B (false: 16-bit SP); unused in 64-bit mode */
-	bool stepping; /* the loop must call dbg_before()/dbg_after() around each instruction: TF, breakpoints, client
-	                  debug */
+	bool stepping; /* the loop must call dbg_before()/dbg_after() around each instruction: TF, RF, I/O breakpoints,
+	                  the client's single-step. For others mmu.watch_stops names the instructions. */
 	u8 shadow;     /* SHADOW_x covering the next instruction */
 	u32 code_key;  /* what decoding depends on besides the bytes: dmode, ... */
 
@@ -232,6 +233,7 @@ struct vcpu {
 	bool nmi_pending;
 	u8 excp_ext;     /* EXT bit for error codes: 1 while an event that no instruction asked for is delivered */
 	bool dbg_active; /* derived by dbg_update(): some breakpoint, or the client single-steps */
+	bool dbg_step;   /* that too: one of I/O, or the client single-steps */
 	bool mid_rep;    /* the repetition at mid_rep_rip has paused: an interrupt there pushes RF = 1 */
 	u64 mid_rep_rip;
 	bool rf_fresh; /* the current instruction has just set RF: it covers the next one */
@@ -368,6 +370,11 @@ void fpu_reset(struct fpu *f);
 int dbg_before(struct vcpu *v);
 /* After one: TF trap, data watches. `tf`: TF was set before the instruction. STEP_OK, STEP_EXIT; pends #DB. */
 int dbg_after(struct vcpu *v, bool tf);
+/* After an instruction that was completed outside the loop: is dbg_after() to be called? */
+static inline bool dbg_wants_after(const struct vcpu *v)
+{
+	return v->stepping || v->mmu.watch_hit;
+}
 /* I/O breakpoints (CR4.DE): pends #DB when [port, port + size) is watched. */
 void dbg_io(struct vcpu *v, u16 port, unsigned size);
 /* Reprograms mmu watches and v->stepping from DR7 and gdbg. */

@@ -3,6 +3,8 @@
  *
  * Invariants: while the client has a breakpoint of its own, its four replace the guest's (as hardware KVM lends it the
  * debug registers); the guest's DR0-7 and RFLAGS never show anything of the client's. SDM vol. 3, chapter 17.
+ * An instruction that may hit a breakpoint on data or code is run with dbg_before() and dbg_after() around it; the
+ * engine learns from the memory accesses which those are (mmu.watch_stops), and runs all others as fast as ever.
  *
  * GAP(debugctl): LBR, BTF (branch single-step) and the other DEBUGCTL features do nothing and are not settable.
  */
@@ -49,20 +51,22 @@ static struct bp bp_get(const struct vcpu *v, unsigned n, bool client)
 
 void dbg_update(struct vcpu *v)
 {
-	bool client = client_bps(v), active = v->gdbg.enabled && v->gdbg.singlestep;
+	bool client = client_bps(v), step = v->gdbg.enabled && v->gdbg.singlestep, active = step;
 
 	for (unsigned n = 0; n < 4; n++) {
 		struct bp b = bp_get(v, n, client);
-		bool data = b.enabled && (b.rw & 1);
 
-		if (b.enabled)
-			active = true;
-		if (data)
-			mmu_set_watch(&v->mmu, n, b.addr, b.len, b.rw == 3 ? MEM_READ | MEM_WRITE : MEM_WRITE);
-		else if (v->mmu.watch[n].len)
+		active |= b.enabled;
+		step |= b.enabled && b.rw == 2;
+		if (!b.enabled || b.rw == 2)
 			mmu_set_watch(&v->mmu, n, 0, 0, 0);
+		else if (b.rw == 0)
+			mmu_set_watch(&v->mmu, n, b.addr, 1, MEM_EXEC);
+		else
+			mmu_set_watch(&v->mmu, n, b.addr, b.len, b.rw == 3 ? MEM_READ | MEM_WRITE : MEM_WRITE);
 	}
 	v->dbg_active = active;
+	v->dbg_step = step;
 	v->mmu.watch_hit = 0;
 	cpu_update_flags(v);
 }

@@ -108,7 +108,7 @@ void cpu_update_flags(struct vcpu *v)
 	}
 	v->mmu.ctx = ctx_of_cpl(v, v->cpl);
 	/* RF counts as stepping: somebody has to clear it after the next instruction. */
-	v->stepping = v->dbg_active || (v->rflags & (FLAGS_TF | FLAGS_RF));
+	v->stepping = v->dbg_step || (v->rflags & (FLAGS_TF | FLAGS_RF));
 }
 
 void cpu_update_mode(struct vcpu *v)

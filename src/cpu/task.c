@@ -251,6 +251,9 @@ int task_switch(struct vcpu *v, u16 sel, enum task_why why, bool has_error, u32 
 	u64 flags = v->rflags;
 	int rc;
 
+	/* A breakpoint somewhere in the task's state would be found too late to start over. */
+	if (unlikely(v->mmu.watching) && v->mmu.watch_stops)
+		return vmem_fail(v, MEM_STEP);
 	rc = open_tss(v, sel, why, &tss);
 	if (rc != STEP_OK)
 		return rc;

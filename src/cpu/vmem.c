@@ -19,6 +19,9 @@ int vmem_fail(struct vcpu *v, int rc)
 	case MEM_GONE:
 		v->exit.reason = EXIT_GONE;
 		return STEP_EXIT;
+	case MEM_STEP:
+		v->exit.reason = EXIT_STEP;
+		return STEP_EXIT;
 	default:
 		return cpu_internal_error(v, "MMIO access that no instruction can make");
 	}

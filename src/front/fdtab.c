@@ -14,6 +14,10 @@
  * other file has: asking for it costs less than half of fstat(). Either way a slot is cleared before its entry dies;
  * struct entry is never given back to the allocator, so a reader that comes too late finds an entry that its slot no
  * longer names, and looks again.
+ *
+ * Looking through all descriptors at each close() of one of ours would make closing a large VM's quadratic. Entries
+ * that were closed once are counted, and the look is taken when they are half of their VM's: at the last one, at the
+ * latest.
  */
 #define _GNU_SOURCE
 #include "front.h"
@@ -36,22 +40,24 @@
 #include "../kvm/kvm.h"
 
 struct entry {
-	dev_t dev;
 	ino_t ino;
 	off_t mark; /* the position that proves a guess of by_fd[] */
 	struct kvm_file *file;
 	_Atomic(unsigned) users; /* calls inside */
 	bool foreign;            /* made by a parent process */
 	bool seen;               /* during front_reap() */
+	bool closed;             /* a descriptor of it was, since the last front_reap() */
 	bool sent;               /* through a socket: it may be on its way, or with another process */
-	struct entry *next;
+	struct entry *next, *next_ino;
 };
 
 /* protects: entries and every entry's fields */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct entry *entries;
-static pid_t owner;         /* the process whose descriptors the entries are about */
-static struct entry *spare; /* dead entries, for reuse */
+static struct entry *by_ino[1024];
+static _Atomic(dev_t) memfds; /* the device of all our descriptors; 0: none yet */
+static pid_t owner;           /* the process whose descriptors the entries are about */
+static struct entry *spare;   /* dead entries, for reuse */
 
 #define BY_FD 4096
 static bool trust_numbers; /* by_fd[] is right, not only a guess */
@@ -98,17 +104,35 @@ static void init_once(void)
 	signal_adopt();
 }
 
-/* The entry a descriptor refers to, NULL when none. Locked. */
-static struct entry *find(int fd)
+static struct entry **ino_list(ino_t ino)
+{
+	return &by_ino[ino % ARRAY_SIZE(by_ino)];
+}
+
+/* The inode of a descriptor that may be one of ours; 0: it is none. */
+static ino_t inode(int fd)
 {
 	struct stat st;
 
-	if (!entries || sys_fstat(fd, &st) < 0)
-		return NULL;
-	for (struct entry *e = entries; e; e = e->next)
-		if (e->ino == st.st_ino && e->dev == st.st_dev)
-			return e;
-	return NULL;
+	if (!atomic_load_explicit(&memfds, memory_order_relaxed) || sys_fstat(fd, &st) < 0)
+		return 0;
+	return st.st_dev == atomic_load_explicit(&memfds, memory_order_relaxed) ? st.st_ino : 0;
+}
+
+/* Locked. */
+static struct entry *find_ino(ino_t ino)
+{
+	struct entry *e = ino ? *ino_list(ino) : NULL;
+
+	while (e && e->ino != ino)
+		e = e->next_ino;
+	return e;
+}
+
+/* The entry a descriptor refers to, NULL when none. Locked. */
+static struct entry *find(int fd)
+{
+	return entries ? find_ino(inode(fd)) : NULL;
 }
 
 static bool marked(const struct entry *e, int fd)
@@ -175,6 +199,9 @@ static int add(int fd, struct kvm_file *file, bool foreign)
 
 	if (sys_fstat(fd, &st) < 0)
 		return -errno;
+	/* A memfd's inode is of one file system, the kernel's own. */
+	if (BUG_ON(atomic_load(&memfds) && atomic_load(&memfds) != st.st_dev))
+		return -EINVAL;
 	pthread_mutex_lock(&lock);
 	e = spare;
 	if (e)
@@ -182,12 +209,14 @@ static int add(int fd, struct kvm_file *file, bool foreign)
 	else
 		e = calloc(1, sizeof(*e));
 	if (e) {
-		e->dev = st.st_dev;
 		e->ino = st.st_ino;
+		e->next_ino = *ino_list(e->ino);
+		*ino_list(e->ino) = e;
+		atomic_store(&memfds, st.st_dev);
 		e->mark = new_mark();
 		e->file = file;
 		e->foreign = foreign;
-		e->seen = e->sent = false;
+		e->seen = e->sent = e->closed = false;
 		e->next = entries;
 		entries = e;
 	}
@@ -257,13 +286,17 @@ void front_sent(const int *fds, size_t n)
 bool front_is_ours(int fd)
 {
 	bool ours;
+	ino_t ino;
 
 	if (!entries)
 		return false;
 	if (trust_numbers && (unsigned)fd < BY_FD && atomic_load(&by_fd[fd]))
 		return true;
+	ino = inode(fd);
+	if (!ino)
+		return false;
 	pthread_mutex_lock(&lock);
-	ours = find(fd) != NULL;
+	ours = find_ino(ino) != NULL;
 	pthread_mutex_unlock(&lock);
 	return ours;
 }
@@ -398,7 +431,7 @@ void front_reap(void)
 		return;
 	pthread_mutex_lock(&lock);
 	for (struct entry *e = entries; e; e = e->next)
-		e->seen = e->users > 0 || e->sent;
+		e->seen = e->users > 0 || e->sent, e->closed = false;
 	while ((d = readdir(dir)) != NULL)
 		if (d->d_name[0] != '.')
 			mark_seen(atoi(d->d_name));
@@ -418,6 +451,11 @@ void front_reap(void)
 			continue;
 		}
 		*at = e->next;
+		for (struct entry **in = ino_list(e->ino); *in; in = &(*in)->next_ino)
+			if (*in == e) {
+				*in = e->next_ino;
+				break;
+			}
 		e->next = dead;
 		dead = e;
 	}
@@ -429,7 +467,6 @@ void front_reap(void)
 		dead = e->next;
 		if (!e->foreign)
 			kvm_file_free(e->file);
-		e->ino = 0;
 		pthread_mutex_lock(&lock);
 		e->next = spare;
 		spare = e;
@@ -437,9 +474,31 @@ void front_reap(void)
 	}
 }
 
+/* The descriptor is about to be closed. True: front_reap() is to look for what is free then. */
+static bool closing(int fd)
+{
+	const void *owner_now = NULL;
+	unsigned all = 0, closed = 0;
+	struct entry *e;
+
+	pthread_mutex_lock(&lock);
+	e = find(fd);
+	if (e) {
+		e->closed = true;
+		owner_now = kvm_file_owner(e->file);
+	}
+	for (struct entry *o = entries; e && o; o = o->next)
+		if (kvm_file_owner(o->file) == owner_now) {
+			all++;
+			closed += o->closed;
+		}
+	pthread_mutex_unlock(&lock);
+	return e && 2 * closed >= all;
+}
+
 int front_close(int fd)
 {
-	bool ours = front_is_ours(fd);
+	bool ours = closing(fd);
 	int rc;
 
 	front_forget((unsigned)fd, (unsigned)fd);

@@ -43,6 +43,8 @@ bool numbers_ours(void);
 /* ---- devnode.c: /dev/kvm as a file
  * ------------------------------------------------------------------------------------ */
 
+#define DEVNODE "/dev/kvm"
+
 struct stat;
 struct statx;
 /* Does the path, from dirfd as in openat(), name /dev/kvm? */
@@ -50,6 +52,9 @@ bool devnode_named(int dirfd, const char *path);
 /* What open(), access() and stat() of it give: a descriptor or 0, or -errno. */
 int devnode_open(int flags);
 int devnode_access(int mode);
+/* chmod() and chown() of the node, which stays as it is: 0 when that is what is asked for, else -EPERM. */
+int devnode_chmod(unsigned mode);
+int devnode_chown(unsigned uid, unsigned gid);
 void devnode_stat(struct stat *st);
 void devnode_statx(struct statx *st);
 

@@ -301,13 +301,27 @@ static long call_readlink(struct sthread *t, struct kframe *f, int dirfd, u64 pa
 {
 	size_t n = strlen(exe);
 
-	if (special_path(dirfd, path) != PATH_EXE)
+	switch (special_path(dirfd, path)) {
+	case PATH_KVM:
+		return -EINVAL; /* it is no link */
+	case PATH_EXE:
+		break;
+	default:
 		return pass(t, f);
+	}
 	if ((s32)size <= 0)
 		return -EINVAL;
 	if (n > size)
 		n = size;
 	return user_write((void *)(uintptr_t)to, exe, n) < 0 ? -EFAULT : (long)n;
+}
+
+/* A call whose argument n is a path, and which says `about` of /dev/kvm. */
+static long call_about(struct sthread *t, struct kframe *f, int dirfd, unsigned n, u64 path, long about)
+{
+	long rc;
+
+	return is_kvm_path(t, f, dirfd, n, path, &rc) ? about : rc;
 }
 
 /* ---- starting programs
@@ -626,6 +640,21 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return call_statx(t, f);
 	case SYS_fstat:
 		return front_is_ours((int)r->di) ? put_stat(r->si) : pass(t, f);
+	case SYS_getxattr:
+	case SYS_lgetxattr:
+		return call_about(t, f, AT_FDCWD, 1, r->di, -ENODATA);
+	case SYS_listxattr:
+	case SYS_llistxattr:
+		return call_about(t, f, AT_FDCWD, 1, r->di, 0);
+	case SYS_chmod:
+		return call_about(t, f, AT_FDCWD, 1, r->di, devnode_chmod((unsigned)r->si));
+	case SYS_fchmodat:
+		return call_about(t, f, (int)r->di, 2, r->si, devnode_chmod((unsigned)r->dx));
+	case SYS_chown:
+	case SYS_lchown:
+		return call_about(t, f, AT_FDCWD, 1, r->di, devnode_chown((unsigned)r->si, (unsigned)r->dx));
+	case SYS_fchownat:
+		return call_about(t, f, (int)r->di, 2, r->si, devnode_chown((unsigned)r->dx, (unsigned)r->r10));
 	case SYS_readlink:
 		return call_readlink(t, f, AT_FDCWD, r->di, r->si, r->dx);
 	case SYS_readlinkat:

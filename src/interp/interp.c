@@ -516,6 +516,8 @@ static void clear_event(struct vcpu *v, u32 bit)
  * there, and then starts over with the next run. */
 static int delivered(struct vcpu *v, int rc)
 {
+	/* Whom a delivery's own accesses hit is nobody's business. */
+	v->mmu.watch_hit = 0;
 	if (rc == STEP_EXIT) {
 		v->interp->redeliver =
 		        v->exit.reason == EXIT_GONE || (v->exit.reason == EXIT_MMIO && !v->exit.mmio.is_write);
@@ -532,7 +534,19 @@ static int delivered(struct vcpu *v, int rc)
 static int deliver(struct vcpu *v)
 {
 	mmio_done(&v->mmu);
+	v->mmu.watch_stops = false;
 	return delivered(v, excp_deliver(v));
+}
+
+/* A fetch gave `rc`. */
+static int not_fetched(struct vcpu *v, int rc)
+{
+	if (rc == STEP_EXCP)
+		return deliver(v);
+	if (v->exit.reason != EXIT_STEP)
+		return LEAVE;
+	v->interp->step_next = true;
+	return GO_ON;
 }
 
 /* Between two instructions, in the manual's order of priorities (SDM vol. 3, 6.9). GO_ON: something was done, look
@@ -604,6 +618,12 @@ static int after(struct vcpu *v, const struct insn *i, int rc)
 	case STEP_EXCP:
 		return deliver(v);
 	case STEP_EXIT:
+		if (unlikely(v->exit.reason == EXIT_STEP)) {
+			mmio_done(&v->mmu);
+			v->mmu.n_writes = v->mmu.next_write = 0;
+			v->interp->step_next = true;
+			return GO_ON;
+		}
 		v->exit.insn_len = i->len;
 		/* Only an MMIO read leaves the instruction unfinished with answers worth keeping. */
 		if (v->exit.reason != EXIT_MMIO || v->exit.mmio.is_write)
@@ -624,7 +644,7 @@ static int after(struct vcpu *v, const struct insn *i, int rc)
 static int step_one(struct vcpu *v)
 {
 	struct interp *it = v->interp;
-	bool tf = v->rflags & FLAGS_TF, stepping = v->stepping;
+	bool tf = v->rflags & FLAGS_TF, stepping = v->stepping || v->dbg_active;
 	u64 rip = v->r[R_RIP];
 	const struct insn *i, *end;
 	u8 shadow = v->shadow;
@@ -632,6 +652,7 @@ static int step_one(struct vcpu *v)
 	const u8 *hva;
 	int rc;
 
+	it->step_next = false;
 	if (stepping) {
 		rc = dbg_before(v);
 		if (rc == STEP_EXCP)
@@ -666,6 +687,7 @@ static int step_one(struct vcpu *v)
 		/* An unfinished repetition does not hit its own breakpoint again. */
 		v->rflags |= FLAGS_RF;
 		v->rf_fresh = true;
+		cpu_update_flags(v);
 	}
 	if (stepping && (rc == STEP_OK || rc == STEP_JUMP) &&
 	    dbg_after(v, tf && !(v->shadow & SHADOW_MOVSS)) == STEP_EXIT) {
@@ -689,7 +711,7 @@ static inline int run_some(struct vcpu *v, bool once)
 		int rc = find(v, prev, &b, &hva, &end);
 
 		if (unlikely(rc != STEP_OK))
-			return rc == STEP_EXCP ? deliver(v) : LEAVE;
+			return not_fetched(v, rc);
 		prev = b;
 		i = b->insn;
 		for (;;) {
@@ -781,6 +803,11 @@ int interp_deliver(struct vcpu *v)
 	return deliver(v);
 }
 
+int interp_not_fetched(struct vcpu *v, int rc)
+{
+	return not_fetched(v, rc);
+}
+
 int interp_after(struct vcpu *v, const struct insn *i, int rc)
 {
 	v->interp->left = false;
@@ -846,6 +873,13 @@ void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 		} else {
 			next = RUN;
 		}
-		next = next == RUN_ONE || v->stepping || v->mmu.n_reads ? step_one(v) : run(v);
+		if (next == RUN_ONE || v->stepping || v->mmu.n_reads || v->interp->step_next) {
+			next = step_one(v);
+			continue;
+		}
+		v->mmu.watch_stops = true;
+		v->mmu.watch_hit = 0;
+		next = run(v);
+		v->mmu.watch_stops = false;
 	}
 }

@@ -29,6 +29,7 @@ enum interp_next { INTERP_GO_ON, INTERP_LEAVE };
 void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v));
 int interp_one_block(struct vcpu *v);                           /* one block, the interpreter's way */
 int interp_deliver(struct vcpu *v);                             /* v->excp, which a handler or a fetch raised */
+int interp_not_fetched(struct vcpu *v, int rc);                 /* a fetch returned STEP_EXCP or STEP_EXIT */
 int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instruction's handler returned `rc` */
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */
 /* decode() with a memory, and the handler chosen: memo.c. */

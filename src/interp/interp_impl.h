@@ -49,6 +49,7 @@ struct remembered {
 struct interp {
 	struct memref ref; /* of the one read-modify-write that can be in progress */
 	bool left;         /* code_written: leave the block after this instruction */
+	bool step_next;    /* an instruction may hit a breakpoint: it runs with a look at them */
 	bool redeliver;    /* delivering v->excp stopped for an MMIO read */
 	u32 vm_version;    /* memory layout the cache was filled under */
 	size_t used;       /* bytes of arena */

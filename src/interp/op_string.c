@@ -35,13 +35,13 @@ static inline bool repeats(const struct insn *i)
  */
 static inline bool by_element(const struct vcpu *v)
 {
-	return v->stepping && (v->dbg_active || (v->rflags & FLAGS_TF));
+	return v->stepping && (v->dbg_step || (v->rflags & FLAGS_TF));
 }
 
 /* Stop here and let the loop look? After an element that the client must see, when stepping, or when events wait. */
 static inline bool must_pause(const struct vcpu *v)
 {
-	return by_element(v) || v->mmu.n_writes || v->mmu.n_reads ||
+	return by_element(v) || v->mmu.watch_hit || v->mmu.n_writes || v->mmu.n_reads ||
 	       atomic_load_explicit(&((struct vcpu *)v)->events, memory_order_relaxed);
 }
 

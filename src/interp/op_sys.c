@@ -242,9 +242,13 @@ FN(hlt)
 
 FN(hypercall)
 {
+	int rc;
+
 	if (!v->ops->hypercall)
 		return excp_raise(v, EXC_UD);
-	return v->ops->hypercall(v, i, i->mnemonic == ZYDIS_MNEMONIC_VMMCALL);
+	rc = v->ops->hypercall(v, i, i->mnemonic == ZYDIS_MNEMONIC_VMMCALL);
+	/* An interrupt that it asked for comes at once. */
+	return rc == STEP_OK ? step_end(v, i) : rc;
 }
 
 /* No extensions of MONITOR and MWAIT are offered: hints in EAX and EDX alone. */

@@ -662,7 +662,7 @@ static int run_blocks(struct vcpu *v)
 		v->jt.key = jit_tag(key);
 		rc = tb_find(v, key, &tb);
 		if (unlikely(rc != STEP_OK))
-			return rc == STEP_EXCP ? interp_deliver(v) : INTERP_LEAVE;
+			return interp_not_fetched(v, rc);
 		if (unlikely(!tb)) {
 			j->n.interp++;
 			return interp_one_block(v);

@@ -43,6 +43,9 @@ static const struct {
 	int val;
 } caps[] = {
         {KVM_CAP_HLT, 1},
+        {KVM_CAP_VAPIC, 1},
+        {KVM_CAP_ASYNC_PF, 1},
+        {KVM_CAP_ASYNC_PF_INT, 1},
         {KVM_CAP_USER_MEMORY, 1},
         {KVM_CAP_SET_TSS_ADDR, 1},
         {KVM_CAP_EXT_CPUID, 1},

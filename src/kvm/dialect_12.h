@@ -104,6 +104,7 @@ struct vm12 {
 #define LATCH_SMI 4u
 #define LATCH_EOI 8u
 #define LATCH_STIMER 16u
+#define LATCH_TPR 32u
 
 /* Port I/O, or nothing, that the client answers before the next run. */
 enum pending { PEND_NONE, PEND_PIO, PEND_MMIO_READ, PEND_MSR, PEND_SYNDBG, PEND_HCALL };
@@ -159,7 +160,17 @@ struct vcpu12 {
 	u64 msr_clock, msr_wall, misc_enable, poll_control, platform_info, power_ctl;
 	u64 msr_steal, steal_seen, steal_read; /* the thread's waiting time when it was last read, and when that was */
 	bool clock_stopped;                    /* KVM_KVMCLOCK_CTRL */
-	u32 guest_debug;                       /* KVM_GUESTDBG_x */
+	/* dialect_12_vapic.c */
+	u64 msr_eoi, vapic_addr;
+	bool vapic_used; /* one of them is on */
+	bool vapic_out;  /* guest memory is ahead of the local APIC */
+	bool eoi_lent;   /* the guest may end the interrupt in service there */
+	bool tpr_reports, tpr_access;
+	/* dialect_12_apf.c */
+	u64 msr_apf, msr_apf_int;
+	bool apf_wake;   /* "all pages are there" is to be told */
+	bool apf_ready;  /* ... was, and is not acknowledged */
+	u32 guest_debug; /* KVM_GUESTDBG_x */
 };
 
 static inline struct vcpu12 *x12_of(struct vcpu *v)
@@ -219,6 +230,8 @@ int chips12_add_vcpu(struct kvm_vcpu *kv);
 bool pic_of(const struct vm *vm);
 /* An EOI waits to be told to the client's IOAPIC: fills the exit. */
 bool eoi12_exit(struct kvm_vcpu *kv);
+/* The vCPU leaves the engine, or HLT, and looks at LATCH_x. */
+void vcpu12_latch(struct kvm_vcpu *kv, u32 what);
 /* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
 int split_irqchip(struct vm *vm, u64 pins);
 int x2apic_api(struct vm *vm, u64 flags);
@@ -402,6 +415,47 @@ void clock12_update(struct vcpu *v);
 /* The paravirtual MSRs: as msr12_read() and msr12_write(). */
 int pv_msr_read(struct vcpu *v, u32 msr, u64 *val);
 int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* ---- dialect_12_vapic.c ------------------------------------------------------------------------------------------ */
+
+void vapic_take(struct vcpu *v);
+void vapic_give(struct vcpu *v);
+/* What the guest told its local APIC in memory counts from now on. */
+static inline void vapic_in(struct vcpu *v)
+{
+	if (unlikely(x12_of(v)->vapic_used) && x12_of(v)->vapic_out)
+		vapic_take(v);
+}
+/* The guest runs on. */
+static inline void vapic_out(struct vcpu *v)
+{
+	if (unlikely(x12_of(v)->vapic_used) && !x12_of(v)->vapic_out)
+		vapic_give(v);
+}
+/* The local APIC was reset. */
+void vapic_reset(struct vcpu12 *x);
+/* MSR_KVM_PV_EOI_EN: 0, or -1 for #GP. With the memslots held. */
+int vapic_eoi_write(struct vcpu *v, u64 val);
+long set_vapic_addr(struct kvm_vcpu *kv, unsigned long arg);
+long tpr_reporting(struct kvm_vcpu *kv, unsigned long arg);
+/* The guest accessed the TPR, by the instruction at `rip`. */
+void tpr_accessed(struct vcpu *v, bool write, u64 rip);
+/* Does the client want to hear of it? The exit is filled. With the instruction complete. */
+bool tpr_exit(struct kvm_vcpu *kv);
+/* KVM_HC_SEND_IPI to the ids from `first` on that the two words of `bits` bits name: how many took it, or an error of
+ * hypercalls. */
+u64 vapic_send_ipi(struct vcpu *v, const u64 map[2], u32 first, u64 icr, unsigned bits);
+
+/* ---- dialect_12_apf.c -------------------------------------------------------------------------------------------- */
+
+/* Tells the guest what it is to be told, if it can hear it now. On the vCPU, within KVM_RUN. */
+void apf_poll(struct vcpu *v);
+/* The vCPU was reset. */
+void apf_reset(struct vcpu12 *x);
+/* MSR_KVM_ASYNC_PF_EN, _INT and _ACK: 0, or -1 for #GP. */
+int apf_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+
+/* ---- dialect_12_pv.c, the rest ----------------------------------------------------------------------------------- */
+
 /* At the begin and end of KVM_RUN. */
 void pv_run(struct vcpu *v, bool begins);
 int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd);

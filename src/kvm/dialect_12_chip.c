@@ -117,7 +117,7 @@ static void up_nmi(void *owner, unsigned id)
 }
 
 /* The vCPU leaves the engine and finds the latch. */
-static void latch(struct kvm_vcpu *kv, u32 what)
+void vcpu12_latch(struct kvm_vcpu *kv, u32 what)
 {
 	if (!kv)
 		return;
@@ -131,7 +131,7 @@ static void up_init(void *owner, unsigned id)
 
 	if (kv)
 		atomic_fetch_and(&kv->x12->latch, ~(u32)LATCH_SIPI);
-	latch(kv, LATCH_INIT);
+	vcpu12_latch(kv, LATCH_INIT);
 }
 
 static void up_sipi(void *owner, unsigned id, u8 vector)
@@ -140,17 +140,17 @@ static void up_sipi(void *owner, unsigned id, u8 vector)
 
 	if (kv)
 		kv->x12->sipi_vector = vector;
-	latch(kv, LATCH_SIPI);
+	vcpu12_latch(kv, LATCH_SIPI);
 }
 
 static void up_smi(void *owner, unsigned id)
 {
-	latch(vcpu_at(owner, id), LATCH_SMI);
+	vcpu12_latch(vcpu_at(owner, id), LATCH_SMI);
 }
 
 static void up_stimer(void *owner, unsigned id)
 {
-	latch(vcpu_at(owner, id), LATCH_STIMER);
+	vcpu12_latch(vcpu_at(owner, id), LATCH_STIMER);
 }
 
 static u64 up_tsc(void *owner, unsigned id)
@@ -199,23 +199,30 @@ static void up_acked(void *owner, unsigned chip, unsigned pin)
 	}
 }
 
-static void up_eoi(void *owner, unsigned id, u8 vector)
+/* Split chips: some pin of the client's IOAPIC waits for this vector's end. */
+static bool up_hears_eoi(void *owner, unsigned id, u8 vector)
 {
 	struct chips12 *x = owner;
-	struct kvm_vcpu *kv = vcpu_at(owner, id);
 	const struct lapic *l = x->chips->lapic[id];
 
-	for (unsigned pin = 0; kv && pin < x->pins; pin++) {
+	for (unsigned pin = 0; pin < x->pins; pin++) {
 		const struct gsi *g = &x->chips->gsi[pin];
 
-		for (unsigned n = 0; n < g->n; n++) {
-			if (g->e[n].kind != GSI_MSI || !msi_is_for(l, g->e[n].addr, g->e[n].data, vector))
-				continue;
-			kv->x12->eoi[vector / 64] |= BIT(vector % 64);
-			latch(kv, LATCH_EOI);
-			return;
-		}
+		for (unsigned n = 0; n < g->n; n++)
+			if (g->e[n].kind == GSI_MSI && msi_is_for(l, g->e[n].addr, g->e[n].data, vector))
+				return true;
 	}
+	return false;
+}
+
+static void up_eoi(void *owner, unsigned id, u8 vector)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (!kv || !up_hears_eoi(owner, id, vector))
+		return;
+	kv->x12->eoi[vector / 64] |= BIT(vector % 64);
+	vcpu12_latch(kv, LATCH_EOI);
 }
 
 bool eoi12_exit(struct kvm_vcpu *kv)
@@ -243,6 +250,7 @@ static const struct chip_ops up = {
         .sipi = up_sipi,
         .smi = up_smi,
         .stimer = up_stimer,
+        .hears_eoi = up_hears_eoi,
         .tsc = up_tsc,
         .tsc_time = up_tsc_time,
         .timer = up_timer,
@@ -1015,6 +1023,9 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
 	}
 	if (!(off < 0x1000 && l->enabled && !l->x2apic))
 		return chips_mmio(l->chips, read, gpa, len, data);
+	vapic_in(v);
+	if (off >> 4 == LAPIC_TPR)
+		tpr_accessed(v, !read, v->r[R_RIP] - (read ? 0 : v->exit.insn_len));
 	pthread_mutex_lock(&l->chips->lock);
 	if (read) {
 		memset(data, 0, len);
@@ -1040,6 +1051,8 @@ static void take_init(struct kvm_vcpu *kv)
 	pthread_mutex_lock(&l->chips->lock);
 	lapic_reset_locked(l, true);
 	pthread_mutex_unlock(&l->chips->lock);
+	vapic_reset(kv->x12);
+	apf_reset(kv->x12);
 	vcpu12_reset(kv, true);
 	kv->x12->mp_state = l->bsp ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
 }

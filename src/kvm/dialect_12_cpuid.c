@@ -21,13 +21,12 @@
 #define L1C_OSXSAVE ((u32)BIT(27))
 #define L1D_APIC ((u32)BIT(9))
 
-/* The paravirtual features of leaf 0x40000001.
- * GAP(async-pf), GAP(pv-eoi), GAP(pv-ipi): the host's page faults never stop a guest; the rest saves exits that cost
- * little here. */
+/* The paravirtual features of leaf 0x40000001. */
 #define PV_FEATURES                                                                                                    \
 	(BIT(KVM_FEATURE_CLOCKSOURCE) | BIT(KVM_FEATURE_NOP_IO_DELAY) | BIT(KVM_FEATURE_CLOCKSOURCE2) |                \
 	 BIT(KVM_FEATURE_STEAL_TIME) | BIT(KVM_FEATURE_PV_UNHALT) | BIT(KVM_FEATURE_POLL_CONTROL) |                    \
-	 BIT(KVM_FEATURE_PV_SCHED_YIELD) | BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT))
+	 BIT(KVM_FEATURE_ASYNC_PF) | BIT(KVM_FEATURE_ASYNC_PF_INT) | BIT(KVM_FEATURE_PV_EOI) |                         \
+	 BIT(KVM_FEATURE_PV_SEND_IPI) | BIT(KVM_FEATURE_PV_SCHED_YIELD) | BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT))
 
 struct cpuid_list {
 	struct kvm_cpuid_entry2 e[CPUID_MAX];

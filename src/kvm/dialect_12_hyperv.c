@@ -314,10 +314,14 @@ static int apic_msr(struct vcpu *v, u32 msr, u64 *val, bool write)
 {
 	/* The same registers among the x2APIC's. */
 	u32 index = msr == HV_EOI ? LAPIC_EOI : msr == HV_ICR ? LAPIC_ICR : LAPIC_TPR, low;
+	/* False for the client's own accesses, between runs. */
+	const bool running = x12_of(v)->vapic_out;
 	struct lapic *l = lapic_of(v);
+	int rc = 0;
 
 	if (!l || (msr == HV_EOI && !write))
 		return -1;
+	vapic_in(v);
 	pthread_mutex_lock(&l->chips->lock);
 	if (!write) {
 		lapic_read_locked(l, index, &low);
@@ -335,8 +339,10 @@ static int apic_msr(struct vcpu *v, u32 msr, u64 *val, bool write)
 	}
 	pthread_mutex_unlock(&l->chips->lock);
 	if (write && msr == HV_ICR && l->x2apic)
-		return lapic_msr_write(l, 0x800 + LAPIC_ICR, *val) ? 0 : -1;
-	return 0;
+		rc = lapic_msr_write(l, 0x800 + LAPIC_ICR, *val) ? 0 : -1;
+	if (running)
+		vapic_out(v);
+	return rc;
 }
 
 int hv_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host)

@@ -33,6 +33,43 @@ static u64 *mce_slot(struct vcpu12 *x, u32 msr)
 	return n < 4 * (u32)(x->mcg_cap & 0xff) ? &x->mce[n] : NULL;
 }
 
+#define MSR_X2APIC_TPR (0x800 + LAPIC_TPR)
+
+/* The registers of an x2APIC, 0x800 to 0x8ff: 0, or -1 for #GP. */
+static int x2apic_read(struct vcpu *v, u32 msr, u64 *val, bool host)
+{
+	bool ok = lapic_of(v);
+
+	if (!host)
+		vapic_in(v);
+	ok = ok && lapic_msr_read(lapic_of(v), msr, val);
+	if (!host) {
+		if (ok && msr == MSR_X2APIC_TPR)
+			tpr_accessed(v, false, v->r[R_RIP]);
+		vapic_out(v);
+	}
+	return ok ? 0 : -1;
+}
+
+static int x2apic_write(struct vcpu *v, u32 msr, u64 val, bool host)
+{
+	bool ok = lapic_of(v);
+
+	if (!host)
+		vapic_in(v);
+	ok = ok && lapic_msr_write(lapic_of(v), msr, val);
+	if (ok) {
+		v->cr8 = lapic_of(v)->reg[LAPIC_TPR] >> 4 & 15;
+		vcpu12_window(v);
+	}
+	if (!host) {
+		if (ok && msr == MSR_X2APIC_TPR)
+			tpr_accessed(v, true, v->r[R_RIP]);
+		vapic_out(v);
+	}
+	return ok ? 0 : -1;
+}
+
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
@@ -41,7 +78,7 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	if (unlikely(x->msr_denied) && !host)
 		return -1;
 	if (msr >= 0x800 && msr < 0x900)
-		return lapic_of(v) && lapic_msr_read(lapic_of(v), msr, val) ? 0 : -1;
+		return x2apic_read(v, msr, val, host);
 	switch (msr) {
 	case MSR_TSC_DEADLINE:
 		*val = lapic_of(v) ? lapic_of(v)->tsc_deadline : 0;
@@ -129,11 +166,7 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	if (unlikely(x->msr_denied) && !host)
 		return -1;
 	if (msr >= 0x800 && msr < 0x900) {
-		if (!lapic_of(v) || !lapic_msr_write(lapic_of(v), msr, val))
-			return -1;
-		v->cr8 = lapic_of(v)->reg[LAPIC_TPR] >> 4 & 15;
-		vcpu12_window(v);
-		return 0;
+		return x2apic_write(v, msr, val, host);
 	}
 	switch (msr) {
 	case MSR_TSC_DEADLINE:
@@ -201,6 +234,10 @@ static const u32 common_list[] = {MSR_TSC,
                                   MSR_KVM_WALL_CLOCK_NEW,
                                   MSR_KVM_SYSTEM_TIME_NEW,
                                   MSR_KVM_STEAL_TIME,
+                                  MSR_KVM_PV_EOI_EN,
+                                  MSR_KVM_ASYNC_PF_EN,
+                                  MSR_KVM_ASYNC_PF_INT,
+                                  MSR_KVM_ASYNC_PF_ACK,
                                   MSR_KVM_POLL_CONTROL,
                                   MSR_MISC_ENABLE,
                                   MSR_MISC_FEATURES,

@@ -208,6 +208,13 @@ static int pv_feature(u32 msr)
 		return KVM_FEATURE_STEAL_TIME;
 	case MSR_KVM_POLL_CONTROL:
 		return KVM_FEATURE_POLL_CONTROL;
+	case MSR_KVM_PV_EOI_EN:
+		return KVM_FEATURE_PV_EOI;
+	case MSR_KVM_ASYNC_PF_EN:
+		return KVM_FEATURE_ASYNC_PF;
+	case MSR_KVM_ASYNC_PF_INT:
+	case MSR_KVM_ASYNC_PF_ACK:
+		return KVM_FEATURE_ASYNC_PF_INT;
 	default:
 		return -1;
 	}
@@ -233,6 +240,18 @@ int pv_msr_read(struct vcpu *v, u32 msr, u64 *val)
 	case MSR_KVM_POLL_CONTROL:
 		*val = x->poll_control;
 		break;
+	case MSR_KVM_PV_EOI_EN:
+		*val = x->msr_eoi;
+		break;
+	case MSR_KVM_ASYNC_PF_EN:
+		*val = x->msr_apf;
+		break;
+	case MSR_KVM_ASYNC_PF_INT:
+		*val = x->msr_apf_int;
+		break;
+	case MSR_KVM_ASYNC_PF_ACK:
+		*val = 0;
+		break;
 	default:
 		*val = x->msr_clock;
 	}
@@ -242,7 +261,7 @@ int pv_msr_read(struct vcpu *v, u32 msr, u64 *val)
 int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
-	int feature = pv_feature(msr);
+	int feature = pv_feature(msr), rc;
 
 	if (feature < 0)
 		return (msr & ~0xffu) == MSR_KVM_WALL_CLOCK_NEW ? -1 : MSR_PASS;
@@ -260,6 +279,17 @@ int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			return -1;
 		x->poll_control = val;
 		return 0;
+	case MSR_KVM_ASYNC_PF_EN:
+	case MSR_KVM_ASYNC_PF_INT:
+	case MSR_KVM_ASYNC_PF_ACK:
+		return apf_msr_write(v, msr, val, host);
+	case MSR_KVM_PV_EOI_EN:
+		if (host)
+			pthread_mutex_lock(&v->vm->lock);
+		rc = vapic_eoi_write(v, val);
+		if (host)
+			pthread_mutex_unlock(&v->vm->lock);
+		return rc;
 	}
 	clock_write(v, msr == MSR_KVM_WALL_CLOCK || msr == MSR_KVM_WALL_CLOCK_NEW, val, host);
 	return 0;
@@ -285,7 +315,7 @@ static int patch_hypercall(struct vcpu *v)
 int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd)
 {
 	struct vcpu12 *x = x12_of(v);
-	u64 mask = v->mode == MODE_64 ? ~0ull : 0xffffffffu, nr = v->r[R_RAX] & mask, ret = 0;
+	u64 mask = v->mode == MODE_64 ? ~0ull : 0xffffffffu, nr = v->r[R_RAX] & mask, ret = 0, map[2];
 	struct kvm_vcpu *to;
 
 	stat12(v, DEVKVM_hypercalls);
@@ -299,6 +329,16 @@ int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd)
 	}
 	switch (nr) {
 	case KVM_HC_VAPIC_POLL_IRQ:
+		/* The guest lowered its priority in memory. */
+		if (x->vapic_used)
+			atomic_fetch_or(&v->events, (u32)EV_IRQ);
+		break;
+	case KVM_HC_SEND_IPI:
+		if (!pv_has(x, KVM_FEATURE_PV_SEND_IPI))
+			goto unknown;
+		map[0] = v->r[R_RBX] & mask;
+		map[1] = v->r[R_RCX] & mask;
+		ret = vapic_send_ipi(v, map, (u32)v->r[R_RDX], v->r[R_RSI] & mask, v->mode == MODE_64 ? 64 : 32);
 		break;
 	case KVM_HC_KICK_CPU:
 		if (!pv_has(x, KVM_FEATURE_PV_UNHALT))

@@ -120,12 +120,16 @@ static bool extint_open(struct vcpu *v)
 static int op_irq_take(struct vcpu *v)
 {
 	struct vcpu12 *x = x12_of(v);
-	int irq = extint_open(v) ? x->irq : -1;
+	int irq;
+
+	vapic_in(v);
+	irq = extint_open(v) ? x->irq : -1;
 
 	if (irq >= 0)
 		x->irq = -1;
 	else if (lapic_of(v))
 		irq = lapic_pending(lapic_of(v), true);
+	vapic_out(v);
 	if (irq >= 0) {
 		stat12(v, DEVKVM_irq_injections);
 		stat12_publish(kvm_vcpu_of(v));
@@ -135,13 +139,24 @@ static int op_irq_take(struct vcpu *v)
 
 static bool op_irq_pending(struct vcpu *v)
 {
-	return (x12_of(v)->irq >= 0 && extint_open(v)) || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
+	bool is;
+
+	vapic_in(v);
+	is = (x12_of(v)->irq >= 0 && extint_open(v)) || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
+	vapic_out(v);
+	return is;
 }
 
 static void op_cr8_written(struct vcpu *v)
 {
-	if (lapic_of(v))
-		lapic_set_tpr(lapic_of(v), (u32)v->cr8 << 4);
+	u64 cr8 = v->cr8;
+
+	if (!lapic_of(v))
+		return;
+	vapic_in(v);
+	v->cr8 = cr8;
+	lapic_set_tpr(lapic_of(v), (u32)cr8 << 4);
+	vapic_out(v);
 }
 
 static void op_kicked(struct vcpu *v)
@@ -343,7 +358,7 @@ static bool step_over(struct vcpu *v, unsigned len)
 		v->shadow = 0;
 		atomic_fetch_and(&v->events, ~(u32)EV_SHADOW);
 	}
-	if (likely(!v->stepping)) {
+	if (likely(!dbg_wants_after(v))) {
 		v->rflags &= ~FLAGS_RF;
 		return false;
 	}
@@ -597,6 +612,19 @@ void vcpu12_window(struct vcpu *v)
 		atomic_fetch_or(&v->events, (u32)EV_WINDOW);
 }
 
+/*
+ * The instruction whose MMIO the client has served is done before anything else is looked at, as on Linux: a client
+ * that asks for immediate_exit then finds a state that it may save, and no device is read twice. True: it has more to
+ * ask.
+ */
+static bool finish_mmio(struct kvm_vcpu *kv)
+{
+	while (interp_finish(&kv->cpu))
+		if (kv->cpu.exit.reason != EXIT_MMIO || !mmio_taken(&kv->cpu))
+			return true;
+	return false;
+}
+
 /* The engine until there is something for the client. */
 static void run_guest(struct kvm_vcpu *kv)
 {
@@ -614,12 +642,17 @@ static void run_guest(struct kvm_vcpu *kv)
 			v->exit.reason = EXIT_OWNER;
 			return;
 		}
-		if (unlikely(eoi12_exit(kv) || hv_exit(kv) || synic_exit(kv))) {
+		if (unlikely(kv->x12->tpr_access) && (v->mmu.n_reads | v->mmu.n_writes) && finish_mmio(kv))
+			return;
+		if (unlikely(tpr_exit(kv) || eoi12_exit(kv) || hv_exit(kv) || synic_exit(kv))) {
 			v->exit.reason = EXIT_OWNER;
 			return;
 		}
 		if (unlikely(kv->x12->run->request_interrupt_window))
 			vcpu12_window(v);
+		if (unlikely(kv->x12->apf_wake))
+			apf_poll(v);
+		vapic_out(v);
 		run_engine(kv);
 		switch (v->exit.reason) {
 		case EXIT_IRQ_WINDOW:
@@ -656,19 +689,6 @@ static void run_guest(struct kvm_vcpu *kv)
 			return;
 		}
 	}
-}
-
-/*
- * The instruction whose MMIO the client has served is done before anything else is looked at, as on Linux: a client
- * that asks for immediate_exit then finds a state that it may save, and no device is read twice. True: it has more to
- * ask.
- */
-static bool finish_mmio(struct kvm_vcpu *kv)
-{
-	while (interp_finish(&kv->cpu))
-		if (kv->cpu.exit.reason != EXIT_MMIO || !mmio_taken(&kv->cpu))
-			return true;
-	return false;
 }
 
 /*
@@ -809,6 +829,7 @@ static long run_locked(struct kvm_vcpu *kv)
 		if (x->msr_steal || x->clock_stopped)
 			pv_run(v, true);
 		rc = run_inside(kv);
+		vapic_in(v);
 		if (x->msr_steal)
 			pv_run(v, false);
 		if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_WINDOW)
@@ -955,17 +976,6 @@ static long set_tsc_khz(struct kvm_vcpu *kv, unsigned long arg)
 	return -EINVAL;
 }
 
-/* GAP(vapic): the page of TPR patching is never looked at: its accesses are not reported (KVM_TPR_ACCESS_REPORTING), so
- * no client patches a guest to use it. */
-static long set_vapic_addr(struct kvm_vcpu *kv, unsigned long arg)
-{
-	struct kvm_vapic_addr a;
-
-	if (!lapic_of(&kv->cpu))
-		return -EINVAL;
-	return user_read(&a, (void *)arg, sizeof(a));
-}
-
 static const struct {
 	unsigned long req;
 	vcpu_fn serve;
@@ -1007,6 +1017,7 @@ static const struct {
         {KVM_GET_LAPIC, get_lapic},
         {KVM_SET_LAPIC, set_lapic},
         {KVM_SET_VAPIC_ADDR, set_vapic_addr},
+        {KVM_TPR_ACCESS_REPORTING, tpr_reporting},
         {KVM_ENABLE_CAP, vcpu_enable_cap},
         {KVM_GET_STATS_FD, vcpu_stats_fd},
         {KVM_GET_SUPPORTED_HV_CPUID, vcpu_hv_cpuid},

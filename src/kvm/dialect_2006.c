@@ -542,7 +542,7 @@ static bool step_over(struct kvm_vcpu *kv)
 	atomic_fetch_and(&v->events, ~(u32)EV_SHADOW);
 	interp_abandon(v);
 	kv->mmio_read_out = false;
-	if (!v->stepping)
+	if (!dbg_wants_after(v))
 		return false;
 	v->exit.reason = EXIT_NONE;
 	return dbg_after(v, tf) == STEP_EXIT;

@@ -191,6 +191,11 @@ int kvm_file_own_fd(const struct kvm_file *file)
 	return file->kind == FILE_SYSTEM ? file->vm->memfd : -1;
 }
 
+const void *kvm_file_owner(const struct kvm_file *file)
+{
+	return file->vm;
+}
+
 void kvm_file_forked(struct kvm_file *file)
 {
 	if (file->kind != FILE_SYSTEM)

@@ -84,6 +84,7 @@ __attribute__((noinline)) void hole_run(struct kvm_vcpu *kv)
 	} else {
 		kv = kvm_vcpu_of(run_current());
 		mmio_done(&kv->cpu.mmu);
+		kv->cpu.mmu.watch_stops = false;
 		if (kv->bus_locked) {
 			kv->bus_locked = false;
 			vm_resume(kv->cpu.vm, &kv->cpu);

@@ -145,6 +145,8 @@ struct kvm_file *kvm_file_foreign(const char *link);
  * vCPUs are stopped until kvm_file_release(), and forget it. True: they are. The caller lets nobody else in. */
 bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size);
 void kvm_file_release(struct kvm_file *file);
+/* What the file belongs to, a VM or nothing: the same for files that keep each other alive. */
+const void *kvm_file_owner(const struct kvm_file *file);
 /* In a fork()ed child: lets go of what must not outlive the parent's VM. */
 void kvm_file_forked(struct kvm_file *file);
 

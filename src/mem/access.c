@@ -23,12 +23,28 @@ struct part {
 	bool global;
 };
 
-static void watch_check(struct mmu *m, gva_t gva, unsigned size, unsigned access)
+/* The breakpoints that an access hits. */
+static u8 watch_hits(const struct mmu *m, gva_t gva, unsigned size, unsigned access)
 {
-	for (unsigned n = 0; n < WATCH_MAX; n++)
+	u8 hits = 0;
+
+	for (unsigned n = 0; n < WATCH_MAX && (m->watching & access); n++)
 		if (m->watch[n].len && (m->watch[n].access & access) && gva < m->watch[n].gva + m->watch[n].len &&
 		    m->watch[n].gva < gva + size)
-			m->watch_hit |= (u8)(1u << n);
+			hits |= (u8)(1u << n);
+	return hits;
+}
+
+/* An access of the instruction is to be made: not now, when its hit would not be seen. */
+static inline bool watch_refuses(const struct mmu *m, gva_t gva, unsigned size, unsigned access)
+{
+	return unlikely(m->watching) && m->watch_stops && watch_hits(m, gva, size, access);
+}
+
+static inline void watch_note(struct mmu *m, gva_t gva, unsigned size, unsigned access)
+{
+	if (unlikely(m->watching))
+		m->watch_hit |= watch_hits(m, gva, size, access);
 }
 
 /*
@@ -74,12 +90,12 @@ static int translate(struct mmu *m, gva_t gva, unsigned len, unsigned access, en
 	memslot_back(p->slot, p->gpa);
 	if (unlikely(!user_reachable(p->hva, access & MEM_WRITE)))
 		return MEM_GONE;
+	if (unlikely(m->watching) && watch_covers_page(m, gva, access & MEM_EXEC ? MEM_EXEC : MEM_READ))
+		return MEM_OK;
 	if (access & MEM_EXEC) {
 		tlb_install(m, gva, p->hva, ctx, TLB_EXEC, p->global);
 		return MEM_OK;
 	}
-	if (unlikely(m->watching) && watch_covers_page(m, gva))
-		return MEM_OK;
 	/* Permission to write implies permission to read, but not the other way round (and D is not set by reads). */
 	tlb_install(m, gva, p->hva, ctx, TLB_READ, p->global);
 	return MEM_OK;
@@ -97,7 +113,7 @@ static void ram_store_begins(struct mmu *m, const struct part *p, enum tlb_ctx c
 		if (memslot_has_code(p->slot, p->gpa))
 			return;
 	}
-	if (unlikely(m->watching) && watch_covers_page(m, p->gva))
+	if (unlikely(m->watching) && watch_covers_page(m, p->gva, MEM_WRITE))
 		return;
 	tlb_install(m, p->gva, p->hva, ctx, TLB_WRITE, p->global);
 }
@@ -106,7 +122,7 @@ void mem_allow_write(struct mmu *m, gva_t gva, gpa_t gpa, enum tlb_ctx ctx, bool
 {
 	struct memslot *s = memslot_find(m->vm, gpa);
 
-	if (!s || memslot_has_code(s, gpa) || (m->watching && watch_covers_page(m, gva)))
+	if (!s || memslot_has_code(s, gpa) || (m->watching && watch_covers_page(m, gva, MEM_WRITE)))
 		return;
 	memslot_mark_dirty(s, gpa);
 	tlb_install(m, gva, s->hva + (gpa - s->gpa), ctx, TLB_WRITE, global);
@@ -122,7 +138,8 @@ const u8 *mem_fill_exec(struct mmu *m, gva_t gva, enum tlb_ctx ctx)
 {
 	struct part p;
 
-	if (!canonical(gva) || translate(m, gva, 1, MEM_EXEC, ctx, &p) != MEM_OK)
+	if (!canonical(gva) || (unlikely(m->watching) && watch_covers_page(m, gva, MEM_EXEC)) ||
+	    translate(m, gva, 1, MEM_EXEC, ctx, &p) != MEM_OK)
 		return NULL;
 	return p.hva;
 }
@@ -171,10 +188,11 @@ enum mem_filled mem_fill(struct mmu *m, gva_t gva, unsigned size, enum tlb_kind 
 	const struct tlb_set *set = &m->tlb[m->ctx][kind];
 	struct part p;
 
-	if (unlikely(m->watching) || unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
+	if (unlikely(m->store_hook) || !canonical(gva) || m->ctx == TLB_USER_AC)
 		return FILL_NONE;
 	if ((gva ^ (gva + size - 1)) & PAGE_MASK)
-		return kind == TLB_READ ? fill_crossing(m, gva, size) : FILL_NONE;
+		return kind == TLB_READ && !watch_hits(m, gva, size, MEM_READ) ? fill_crossing(m, gva, size)
+		                                                               : FILL_NONE;
 	if (tlb_lookup(set, gva, size) ||
 	    translate(m, gva, size, kind == TLB_WRITE ? MEM_WRITE : MEM_READ, m->ctx, &p) != MEM_OK || !p.hva)
 		return FILL_NONE;
@@ -324,6 +342,8 @@ int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ct
 		copy_once(to + first, at[1], size - first);
 		return MEM_OK;
 	}
+	if (watch_refuses(m, gva, size, MEM_READ))
+		return MEM_STEP;
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
 		rc = translate_all(m, gva, size, MEM_READ, ctx, p, &n);
 	if (rc != MEM_OK)
@@ -338,8 +358,7 @@ int mem_read(struct mmu *m, gva_t gva, void *dst, unsigned size, enum tlb_ctx ct
 		}
 		to += p[k].len;
 	}
-	if (unlikely(m->watching))
-		watch_check(m, gva, size, MEM_READ);
+	watch_note(m, gva, size, MEM_READ);
 	return MEM_OK;
 }
 
@@ -378,12 +397,13 @@ int mem_write(struct mmu *m, gva_t gva, const void *src, unsigned size, enum tlb
 		copy_once(at[1], (const u8 *)src + first, size - first);
 		return MEM_OK;
 	}
+	if (watch_refuses(m, gva, size, MEM_WRITE))
+		return MEM_STEP;
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
 		rc = translate_all(m, gva, size, MEM_WRITE, ctx, p, &n);
 	if (rc != MEM_OK)
 		return rc;
-	if (unlikely(m->watching))
-		watch_check(m, gva, size, MEM_WRITE);
+	watch_note(m, gva, size, MEM_WRITE);
 	return store_parts(m, p, n, src, ctx);
 }
 
@@ -401,8 +421,11 @@ int mem_probe(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb
 int mem_fetch(struct mmu *m, gva_t gva, enum tlb_ctx ctx, const u8 **hva, gpa_t *gpa)
 {
 	struct part p;
-	int rc = translate(m, gva, 1, MEM_EXEC, ctx, &p);
+	int rc;
 
+	if (unlikely(m->watching) && m->watch_stops && watch_covers_page(m, gva, MEM_EXEC))
+		return MEM_STEP;
+	rc = translate(m, gva, 1, MEM_EXEC, ctx, &p);
 	if (rc != MEM_OK)
 		return rc;
 	if (!p.hva)
@@ -420,6 +443,8 @@ int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_
 	u8 *to = ref->buf;
 	int rc = MEM_ALIGN;
 
+	if (watch_refuses(m, gva, size, access))
+		return MEM_STEP;
 	if (likely(ctx != TLB_USER_AC) || !misaligned(gva, size))
 		rc = translate_all(m, gva, size, access, ctx, p, &n);
 	if (rc != MEM_OK)
@@ -429,8 +454,7 @@ int mem_open(struct mmu *m, gva_t gva, unsigned size, unsigned access, enum tlb_
 	ref->ctx = (u8)ctx;
 	ref->locked = false;
 	ref->direct = p[0].hva && (n == 1 || p[1].hva == p[0].hva + p[0].len);
-	if (unlikely(m->watching))
-		watch_check(m, gva, size, access);
+	watch_note(m, gva, size, access);
 	if (ref->direct) {
 		for (unsigned k = 0; k < n && (access & MEM_WRITE); k++)
 			ram_store_begins(m, &p[k], ctx);

@@ -88,6 +88,7 @@ enum mem_rc {
 	MEM_EXIT,  /* an MMIO read needs the client: mmu->mmio_req is filled; run the instruction again afterwards */
 	MEM_ALIGN, /* #AC: misaligned in TLB_USER_AC; nothing was written */
 	MEM_GONE,  /* the client has no memory there, or not to write to: nothing was accessed */
+	MEM_STEP,  /* a breakpoint may be hit, and mmu->watch_stops: nothing was accessed */
 	MEM_BUG    /* more MMIO in one instruction than any has */
 };
 
@@ -171,14 +172,19 @@ struct mmu {
 	unsigned n_writes, next_write;
 	struct mmio_frag writes[MMIO_WRITES_MAX];
 
-	/* Data breakpoints (DR0-3 and the client's): accesses that hit set the bit in watch_hit. */
+	/* Breakpoints (DR0-3 and the client's). Pages with one have no TLB entry of its kind, so that the slow path
+	 * sees each access; those that hit set the bit in watch_hit. Code is only kept out of the TLB: who fetches it
+	 * must compare addresses itself. */
 	struct {
 		gva_t gva;
 		u8 len;    /* 0: unused */
-		u8 access; /* MEM_READ | MEM_WRITE */
+		u8 access; /* MEM_READ | MEM_WRITE, or MEM_EXEC */
 	} watch[WATCH_MAX];
 	u8 watch_hit;
-	bool watching; /* any watch[] in use */
+	u8 watching; /* all that watch[] has in `access` */
+	/* For engines that do not look at watch_hit after each instruction: an access that would hit, or a fetch from a
+	 * page with a breakpoint, is refused with MEM_STEP. Set while such an engine runs, and only then. */
+	bool watch_stops;
 
 	/* Who checks the translator (jit/lockstep.c) hears here of each piece of guest RAM, inside one page, that the
 	 * processor is about to change; `gva` is ~0 for the tables' A and D bits. True: nobody else is to hear of it.
@@ -222,7 +228,7 @@ static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx 
 	return m->global[ctx][TLB_EXEC].word[n / 64] >> (n % 64) & 1;
 }
 void tlb_flush_writes(struct mmu *m); /* write entries only: dirty log, code pages */
-/* Sets mmu->watch and flushes what must not match any more. */
+/* Sets mmu->watch and flushes what must not match any more. `len` 0: none; else `access` is MEM_EXEC, or others. */
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);
 
 /* walk.c: GVA → GPA. Sets A (and D for writes) bits; on failure fills mmu->fault and returns MEM_FAULT. `*page_bits`

@@ -14,7 +14,8 @@ void tlb_note_exec(struct mmu *m, gva_t gva);
 void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind, bool global);
 /* Kills the write entries that lead to the host page. */
 void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page);
-bool watch_covers_page(const struct mmu *m, gva_t gva);
+/* Is there a breakpoint for such an access in the page? */
+bool watch_covers_page(const struct mmu *m, gva_t gva, unsigned access);
 
 static inline bool memslot_has_code(const struct memslot *s, gpa_t gpa)
 {

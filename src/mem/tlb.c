@@ -331,19 +331,22 @@ void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page)
 
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access)
 {
+	if (m->watch[n].len == len && (!len || (m->watch[n].gva == gva && m->watch[n].access == access)))
+		return;
 	m->watch[n].gva = gva;
 	m->watch[n].len = (u8)len;
 	m->watch[n].access = (u8)access;
-	m->watching = false;
+	m->watching = 0;
 	for (unsigned k = 0; k < WATCH_MAX; k++)
-		m->watching |= m->watch[k].len != 0;
+		if (m->watch[k].len)
+			m->watching |= m->watch[k].access;
 	tlb_flush(m);
 }
 
-bool watch_covers_page(const struct mmu *m, gva_t gva)
+bool watch_covers_page(const struct mmu *m, gva_t gva, unsigned access)
 {
-	for (unsigned n = 0; n < WATCH_MAX; n++)
-		if (m->watch[n].len && ((m->watch[n].gva ^ gva) & PAGE_MASK) == 0)
+	for (unsigned n = 0; n < WATCH_MAX && (m->watching & access); n++)
+		if (m->watch[n].len && (m->watch[n].access & access) && ((m->watch[n].gva ^ gva) & PAGE_MASK) == 0)
 			return true;
 	return false;
 }

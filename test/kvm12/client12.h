@@ -90,6 +90,40 @@ static inline int guest_start16(struct guest *g, uint64_t ip)
 	return kioctl(g->vcpu, KVM_SET_REGS, &r);
 }
 
+/* Flat 32-bit code at `ip`, CPL 0, no paging, with the IDT at 0x7000 and the flat segments (8, 16) in a GDT at 0x6800.
+ */
+static inline int guest_start32(struct guest *g, uint64_t ip)
+{
+	struct kvm_segment data = {.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	struct kvm_regs r = {.rip = ip, .rsp = 0x8000, .rflags = 2};
+	const uint64_t gdt[3] = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+	struct kvm_sregs s;
+
+	if (kioctl(g->vcpu, KVM_GET_SREGS, &s) < 0)
+		return -1;
+	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	s.cs = data;
+	s.cs.selector = 8;
+	s.cs.type = 11;
+	s.cr0 |= 1;
+	s.gdt.base = 0x6800;
+	s.gdt.limit = sizeof(gdt) - 1;
+	memcpy(g->ram + s.gdt.base, gdt, sizeof(gdt));
+	s.idt.base = 0x7000;
+	s.idt.limit = 0x7ff;
+	if (kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0)
+		return -1;
+	return kioctl(g->vcpu, KVM_SET_REGS, &r);
+}
+
+/* An interrupt gate of guest_start32()'s IDT. */
+static inline void guest_gate32(struct guest *g, unsigned vector, uint32_t to)
+{
+	const uint64_t gate = (to & 0xffff) | 8u << 16 | 0x8e0000000000ull | (uint64_t)(to >> 16) << 48;
+
+	memcpy(g->ram + 0x7000 + 8 * vector, &gate, sizeof(gate));
+}
+
 static inline int guest_run(struct guest *g)
 {
 	return kioctl(g->vcpu, KVM_RUN, 0L);

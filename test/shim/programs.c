@@ -4,9 +4,13 @@
  */
 #define _GNU_SOURCE
 #include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <spawn.h>
+#include <stddef.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/xattr.h>
 
 #include "shim.h"
 
@@ -54,6 +58,42 @@ TEST(the_program_is_itself)
 static char *brk_to(const char *to)
 {
 	return (char *)syscall(SYS_brk, to);
+}
+
+/* What programs and scripts ask of the node besides opening it: by stdio, by its real name, what `ls -l` asks, and the
+ * `chmod 666` of many a build script. */
+TEST(the_node_is_like_a_file)
+{
+	char real[PATH_MAX] = "", link[16];
+	struct stat st;
+	FILE *f;
+	int fd;
+
+	f = fopen("/dev/kvm", "r+");
+	CHECK(f);
+	if (f) {
+		CHECK_EQ(ioctl(fileno(f), KVM_GET_API_VERSION, 0L), 12);
+		CHECK_EQ(fclose(f), 0);
+	}
+	/* The number means something else now. */
+	fd = open("/dev/null", O_RDWR);
+	CHECK_ERR(ioctl(fd, KVM_GET_API_VERSION, 0L), ENOTTY);
+	close(fd);
+	CHECK(realpath("/dev//./kvm", real) && !strcmp(real, "/dev/kvm"));
+	CHECK_ERR(readlink("/dev/kvm", link, sizeof(link)), EINVAL);
+	CHECK_ERR(getxattr("/dev/kvm", "security.selinux", real, sizeof(real)), ENODATA);
+	CHECK_ERR(lgetxattr("/dev/kvm", "system.posix_acl_access", real, sizeof(real)), ENODATA);
+	CHECK_EQ(listxattr("/dev/kvm", real, sizeof(real)), 0);
+	CHECK_EQ(llistxattr("/dev/kvm", NULL, 0), 0);
+	/* It is everybody's already; nothing else can be had. */
+	CHECK_EQ(chmod("/dev/kvm", 0666), 0);
+	CHECK_ERR(chmod("/dev/kvm", 0600), EPERM);
+	CHECK_EQ(fchmodat(AT_FDCWD, "/dev/kvm", 0666, 0), 0);
+	CHECK_EQ(chown("/dev/kvm", 0, (gid_t)-1), 0);
+	CHECK_ERR(lchown("/dev/kvm", 1000, 0), EPERM);
+	CHECK_EQ(fchownat(AT_FDCWD, "/dev/kvm", 0, 0, 0), 0);
+	CHECK_EQ(stat("/dev/kvm", &st), 0);
+	CHECK_EQ(st.st_mode, S_IFCHR | 0666);
 }
 
 TEST(the_heap_grows_and_shrinks)
@@ -133,6 +173,54 @@ TEST(children_of_every_kind)
 		}
 	CHECK_EQ(system("test -c /dev/kvm && test -w /dev/kvm"), 0);
 }
+
+#ifndef STATIC
+/* As a kernel before 5.11 answers, which has no syscall user dispatch. */
+static void refuse_dispatch(void)
+{
+	struct sock_filter f[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	                          BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 3),
+	                          BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+	                          BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 59, 0, 1),
+	                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+	                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+	struct sock_fprog all = {sizeof(f) / sizeof(f[0]), f};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &all) < 0)
+		_exit(98);
+}
+
+/* Then static programs cannot be served, and are told so instead of being run without a /dev/kvm. */
+TEST(a_kernel_that_cannot_serve_static_programs)
+{
+	const char *twins = getenv("SHIM_TWINS");
+	char list[1024], said[512] = "", *path, *rest = list;
+	int pipes[2];
+
+	snprintf(list, sizeof(list), "%s", twins ? twins : "");
+	while ((path = strsep(&rest, ":")) != NULL) {
+		ssize_t n;
+		pid_t pid;
+
+		if (!strstr(path, "-static") && !strstr(path, "-musl"))
+			continue;
+		CHECK_EQ(pipe(pipes), 0);
+		pid = fork();
+		if (pid == 0) {
+			dup2(pipes[1], 2);
+			refuse_dispatch();
+			execl(path, "a name", "--child", "b c", NULL);
+			_exit(99);
+		}
+		close(pipes[1]);
+		n = read(pipes[0], said, sizeof(said) - 1);
+		said[n > 0 ? n : 0] = 0;
+		CHECK(strstr(said, "Linux 5.11"));
+		CHECK_EQ(status_of(pid), 126);
+		close(pipes[0]);
+	}
+}
+#endif
 
 TEST(a_failed_exec_leaves_all_as_it_was)
 {
