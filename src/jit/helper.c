@@ -432,6 +432,27 @@ void jit_emit_stubs(struct jit *j)
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_const(e, H_RAX, LEFT_AFTER);
 	emit_return(e);
+	/* light_stub: R8 = index of the call: light.c does it, or its handler. */
+	j->light_stub = emit_rx(e);
+	emit_c_begin(e);
+	emit_store(e, H_R15, R_RSP * 8, H_R14);
+	emit_mov(e, H_RDI, H_R15);
+	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
+	emit_const(e, H_RAX, (u64)(uintptr_t)jit_light);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_R11, H_RAX);
+	emit_c_end(e);
+	emit_load(e, H_R14, H_R15, R_RSP * 8);
+	emit_load(e, H_R8, H_R15, VOFF(jt.c_r8));
+	encode(e, ENC_W, 0, 0x83, 7, rm_reg(H_R11)); /* cmp r11, LIGHT_ON */
+	e1(e, 1);
+	emit_jcc(e, 2, j->call_stub);
+	at = emit_jcc(e, 5, NULL);
+	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	emit_ret_base(j, e);
+	emit_load(e, H_R8, H_R15, VOFF(jt.to));
+	encode(e, 0, 0, 0xff, 4, rm_reg(H_R11)); /* jmp r11 */
 	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; Z: the TLB has it now; A (neither
 	 * carry nor zero): its bytes are at the address + R11; C: its handler. */
 	j->fill_stub = emit_rx(e);

@@ -70,7 +70,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 			need |= look(c, target_of(c, &i, rip), depth - 1, x) & ~killed;
 		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
 			rip = target_of(c, &i, rip);
-		} else if (nat.ends || nat.cls == K_HANDLER) {
+		} else if ((nat.ends && nat.cls != K_AC) || nat_is_called(&nat)) {
 			break;
 		}
 	}
@@ -127,7 +127,7 @@ static void decode_border(struct trans *c)
 	if (c->nat[0].cls == K_STI || goes_astray(c, i, &c->nat[0], wrap(c, rip + i->len)) ||
 	    (c->nat[0].high && !c->j->bmi2))
 		to_handler(c, 0);
-	c->sys[0] = c->nat[0].cls == K_HANDLER && is_sys(i);
+	c->sys[0] = nat_is_called(&c->nat[0]) && is_sys(i);
 	c->tb->beyond = (u8)(i->len - first);
 	c->rip[0] = rip;
 	c->n = 1;
@@ -163,7 +163,7 @@ void decode_block(struct trans *c)
 			vec_classify(c, i, &c->nat[k]);
 		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len)) || (c->nat[k].high && !c->j->bmi2))
 			to_handler(c, k);
-		c->sys[k] = c->nat[k].cls == K_HANDLER && is_sys(i);
+		c->sys[k] = nat_is_called(&c->nat[k]) && is_sys(i);
 		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
 			if (k)
 				break;
@@ -215,7 +215,7 @@ static bool gives_flags(const struct trans *c, unsigned k)
 			return true;
 		/* A handler put the vector registers away. */
 		while (k-- > 0)
-			if (c->nat[k].cls == K_HANDLER)
+			if (nat_is_called(&c->nat[k]))
 				return true;
 		return false;
 	}
@@ -245,7 +245,9 @@ void liveness(struct trans *c)
 	struct carried *x = c->carried;
 	u8 live = F_ALL;
 
-	if (n->cls == K_JMP || n->cls == K_CALL)
+	if (n->cls == K_AC && n->ends)
+		live = live_at_exit(c, last, last, look(c, c->end_rip, 1, &x[last]));
+	else if (n->cls == K_JMP || n->cls == K_CALL)
 		live = live_at_exit(c, last, last, look(c, target_of(c, &c->insn[last], c->end_rip), 1, &x[last]));
 	else if (!n->ends)
 		live = live_at_exit(c, EXIT_END, c->n, look(c, c->end_rip, 1, &x[EXIT_END]));

@@ -28,6 +28,7 @@ struct exit {
 	u64 rip;
 	bool save;  /* flags to jt.flags first */
 	u32 recipe; /* or this one of them, with carried[id]; 0: neither */
+	u32 key;    /* of the code there */
 	u8 id;
 	bool poll;   /* look at events whatever the direction */
 	bool lookup; /* to the dispatcher, unlinked */
@@ -208,6 +209,12 @@ void emit_swapgs(struct trans *c);
 void emit_tsc(struct trans *c, unsigned k);
 void emit_bitmem(struct trans *c, unsigned k);
 void emit_string(struct trans *c, unsigned k);
+
+/* system.c */
+void emit_ctx(struct trans *c, enum tlb_ctx ctx);
+void emit_table(struct trans *c, unsigned k);
+void emit_from_cr(struct trans *c, unsigned k);
+void emit_rdbase(struct trans *c, unsigned k);
 
 /* string.c */
 void emit_string_once(struct trans *c, unsigned k);
