@@ -194,6 +194,15 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	           go_by_cache(v, j, jit_key(v))) {
 		v->jt.flags = fl_pack(v->rflags);
 		return CALLED_JUMP;
+	} else if (rc == STEP_EXCP && !j->lockstep) {
+		/* Page faults above all: the handler's code is known, most often. */
+		j->next = interp_after(v, i, rc);
+		if (j->next == INTERP_GO_ON && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && calm(v, j) &&
+		    go_by_cache(v, j, jit_key(v))) {
+			v->jt.flags = fl_pack(v->rflags);
+			return CALLED_JUMP;
+		}
+		j->delivered = true;
 	}
 	j->rc = rc;
 	j->insn = i;
@@ -573,6 +582,10 @@ int jit_left(struct vcpu *v, u32 left)
 
 	if (left == LEFT_AFTER) {
 		j->n.after++;
+		if (j->delivered) {
+			j->delivered = false;
+			return j->next;
+		}
 		if (j->rc > STEP_JUMP || (v->mmu.n_writes | v->mmu.n_reads))
 			return interp_after(v, j->insn, j->rc);
 		v->interp->left = false;

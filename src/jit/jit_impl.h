@@ -204,7 +204,9 @@ struct jit {
 	_Atomic(bool) again; /* the others must look at again_list once more, when our stores are done: smc.c */
 	gpa_t again_list[16];
 	unsigned n_again;
-	int rc; /* LEFT_AFTER */
+	int rc;         /* LEFT_AFTER */
+	bool delivered; /* what the handler raised is on its way: `next` is the loop's part */
+	int next;       /* enum interp_next */
 	const struct insn *insn;
 	u32 vm_version;
 

@@ -172,7 +172,7 @@ bool emit_group(struct trans *c, unsigned k);
 struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind);
-void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
+void emit_check_run(struct trans *c, unsigned k, unsigned scale, enum tlb_kind kind);
 /* A checked operand whose address is in R8. */
 static inline struct rm rm_guest(void)
 {
