@@ -7,13 +7,14 @@
 #include "../../src/base/types.h"
 
 /* What the program may rely on: RSP and RDI (64-bit code: and R15) point into DATA; nothing is at FAR; port I/O does
- * something; INT INT_VECTOR changes nothing. */
+ * something; INT INT_VECTOR changes nothing, SYSCALL at CPL 3 only what it must. */
 #define INT_VECTOR 0x30
 
 struct gen_env {
 	unsigned bits; /* 64, 32, 16 */
 	bool segs;     /* segments have bases and limits, and GS shows the code */
 	bool vex, io, sse;
+	bool smap;           /* CPL 0, data are user pages: RFLAGS.AC is to be set */
 	u64 code, code_size; /* linear window that programs lie in */
 	u64 data_abs;        /* address of the data for absolute operands */
 	u64 mmio;            /* a page without memory; 0: none */
