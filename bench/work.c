@@ -211,39 +211,44 @@ static void gzip_text(void)
 	free(packed);
 }
 
-static void nbody(void)
-{
-	enum { N = 5 };
-	double p[N][3], v[N][3], m[N];
-
-	for (int i = 0; i < N; i++) {
-		m[i] = 1.0 / (i + 1);
-		for (int c = 0; c < 3; c++) {
-			p[i][c] = (double)(rnd() % 1000) / 100;
-			v[i][c] = (double)(rnd() % 1000) / 10000;
-		}
+/* In double by SSE, in long double by x87. */
+#define NBODY(name, T, root, steps)                                                                                    \
+	static void name(void)                                                                                         \
+	{                                                                                                              \
+		enum { N = 5 };                                                                                        \
+		T p[N][3], v[N][3], m[N];                                                                              \
+                                                                                                                       \
+		for (int i = 0; i < N; i++) {                                                                          \
+			m[i] = (T)1 / (i + 1);                                                                         \
+			for (int c = 0; c < 3; c++) {                                                                  \
+				p[i][c] = (T)(rnd() % 1000) / 100;                                                     \
+				v[i][c] = (T)(rnd() % 1000) / 10000;                                                   \
+			}                                                                                              \
+		}                                                                                                      \
+		for (int step = 0; step < steps; step++) {                                                             \
+			for (int i = 0; i < N; i++)                                                                    \
+				for (int j = i + 1; j < N; j++) {                                                      \
+					T d[3], r2 = (T)0.01, f;                                                       \
+                                                                                                                       \
+					for (int c = 0; c < 3; c++) {                                                  \
+						d[c] = p[i][c] - p[j][c];                                              \
+						r2 += d[c] * d[c];                                                     \
+					}                                                                              \
+					f = (T)0.001 / (r2 * root(r2));                                                \
+					for (int c = 0; c < 3; c++) {                                                  \
+						v[i][c] -= d[c] * m[j] * f;                                            \
+						v[j][c] += d[c] * m[i] * f;                                            \
+					}                                                                              \
+				}                                                                                      \
+			for (int i = 0; i < N; i++)                                                                    \
+				for (int c = 0; c < 3; c++)                                                            \
+					p[i][c] += (T)0.001 * v[i][c];                                                 \
+		}                                                                                                      \
+		must(isfinite(p[0][0]), #name);                                                                        \
 	}
-	for (int step = 0; step < 200000; step++) {
-		for (int i = 0; i < N; i++)
-			for (int j = i + 1; j < N; j++) {
-				double d[3], r2 = 0.01, f;
 
-				for (int c = 0; c < 3; c++) {
-					d[c] = p[i][c] - p[j][c];
-					r2 += d[c] * d[c];
-				}
-				f = 0.001 / (r2 * sqrt(r2));
-				for (int c = 0; c < 3; c++) {
-					v[i][c] -= d[c] * m[j] * f;
-					v[j][c] += d[c] * m[i] * f;
-				}
-			}
-		for (int i = 0; i < N; i++)
-			for (int c = 0; c < 3; c++)
-				p[i][c] += 0.001 * v[i][c];
-	}
-	must(isfinite(p[0][0]), "nbody");
-}
+NBODY(nbody, double, sqrt, 200000)
+NBODY(x87_nbody, long double, sqrtl, 60000)
 
 static void matrix(void)
 {
@@ -414,6 +419,7 @@ static const struct {
         {"sha256", sha256_blocks},
         {"gzip", gzip_text},
         {"n-body", nbody},
+        {"x87-n-body", x87_nbody},
         {"matrix", matrix},
         {"simd-aes", simd_aes},
         {"shell-loop", shell_loop},

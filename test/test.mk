@@ -207,7 +207,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'instructions, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/insn --cases $(if $(SAN),30000,300000)' \
 	'engine: loop, MMIO, changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(ENGINE_TEST)' \
 	'system snippets, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/system' \
-	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,10000000)' \
+	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,20000000)' \
 	'changing code, linked$(NOTE)=$(T)/code12-linked' \
 	'changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/code12-linked' \
 	'latency of events$(NOTE)=$(T)/jit-latency' \

@@ -12,7 +12,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#define STEP_FIRST ((size_t)32 << 10)
+#define STEP_FIRST ((size_t)8 << 10)
 #define STEP_MOST ((size_t)512 << 10)
 
 /* The leak checker looks for pointers in the heap only, unless it is told. What is larger holds none to the heap. */

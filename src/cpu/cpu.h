@@ -212,6 +212,8 @@ struct vcpu {
 		u32 from;  /* the last RET that ran */
 		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
+		u32 x87; /* the guest's x87 state is in the host's registers; v->fpu keeps the pointers */
+		u16 fcw_host, fcw_new;
 		u64 c_r8, c_sp; /* of stubs that call C */
 		u32 in_stub;    /* such a stub\'s C runs: guest registers are in the host\'s, or on its stack */
 		u64 slot[8], carried[4]; /* operands of recipes */

@@ -59,7 +59,8 @@ void fpu_reset(struct fpu *f)
 {
 	memset(f, 0, sizeof(*f));
 	fx_set16(f->fx, FX_FCW, 0x40); /* SDM vol. 3, table 9-1: power-up values differ from FNINIT's */
-	f->fx[FX_FTW] = 0xff;          /* power-up tags are "zero" (5555h): not empty */
+	f->xs_header[0] = 1;
+	f->fx[FX_FTW] = 0xff; /* power-up tags are "zero" (5555h): not empty */
 	f->mxcsr = MXCSR_DEFAULT;
 	f->xcr0 = XCR0_X87;
 	f->x87_used = true;

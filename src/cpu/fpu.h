@@ -4,6 +4,7 @@
  * Invariants:
  *  - fx[] is a valid 64-bit FXSAVE image whose x87 part (bytes 0-23 and 32-159) is the guest's x87 state, FIP, FDP and
  *    FOP included, ST0 first; its XMM part is unused;
+ *  - xs_header is that of an XSAVE area with component 0 alone, so that the host's XRSTOR takes fx as it is;
  *  - bits ES and B of FSW always agree with "an exception flag of FSW is unmasked in FCW";
  *  - ymm[n] bytes 0-15 are XMMn, 16-31 the upper half. mxcsr is authoritative, not fx[24..31].
  */
@@ -16,6 +17,7 @@
 
 struct fpu {
 	_Alignas(64) u8 fx[512];
+	u64 xs_header[8]; /* makes fx an XSAVE area of x87 alone: 1, 0... always */
 	_Alignas(64) u8 ymm[16][32];
 	u32 mxcsr;
 	u16 fcs, fds;  /* selectors of the last non-control x87 instruction and its operand */

@@ -21,6 +21,18 @@ bool jit_abandon(struct vcpu *v, u64 host, u64 *rip, u64 *go_on)
 	return true;
 }
 
+/* The signal has given the host's x87 registers back as they were: the guest's, while a handler ran. */
+static void store_x87(struct vcpu *v)
+{
+	const u8 *stub = v->jit->x87_store;
+
+	__asm__ volatile("push %%rbx\n\tpush %%rbp\n\tpush %%r15\n\tmov %[v], %%r15\n\tcall *%[stub]\n\t"
+	                 "pop %%r15\n\tpop %%rbp\n\tpop %%rbx"
+	                 :
+	                 : [v] "D"(v), [stub] "S"(stub)
+	                 : "rax", "rcx", "rdx", "memory", "cc");
+}
+
 bool jit_landed(struct vcpu *v)
 {
 	bool lost = v->jt.in_stub;
@@ -30,5 +42,7 @@ bool jit_landed(struct vcpu *v)
 		__builtin_ia32_ldmxcsr(v->jt.mxcsr_host);
 		v->jt.vec = VEC_MEMORY;
 	}
+	if (v->jt.x87)
+		store_x87(v);
 	return lost;
 }

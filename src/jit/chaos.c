@@ -9,7 +9,7 @@
  * `exact-flags` takes no arithmetic flag for dead: what goes wrong without and right with it is a matter of liveness.
  *
  * `spoil` translates every Nth instruction of a kind wrong, for tests that a check finds it: `alu` does another
- * operation, `address` is off by one byte, `flags` takes living flags for dead.
+ * operation, `x87` too, `address` is off by one byte, `flags` takes living flags for dead.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +30,7 @@ u32 chaos_rnd(struct jit *j, u32 n)
 
 void chaos_create(struct jit *j, size_t *code_size)
 {
-	static const char *const kind[] = {"none", "alu", "address", "flags"};
+	static const char *const kind[] = {"none", "alu", "address", "flags", "x87"};
 	const char *s = getenv("DEVKVM_CHAOS"), *spoil;
 	char *end;
 
@@ -93,14 +93,17 @@ bool chaos_spoil(struct jit *j, struct insn *i, struct nat *n)
 {
 	bool alu = n->cls == K_MODRM && i->map == 0 && i->opcode < 0x40 && (i->opcode & 7) < 4;
 	bool address = n->cls == K_MODRM && (i->flags & INSN_MEM) && i->base < 16;
+	bool x87 = n->cls == K_X87 && (i->opcode == 0xd8 || i->opcode == 0xdc);
 	bool hit = (j->chaos.spoil == SPOIL_ALU && alu) || (j->chaos.spoil == SPOIL_ADDRESS && address) ||
-	           (j->chaos.spoil == SPOIL_FLAGS && n->fw);
+	           (j->chaos.spoil == SPOIL_FLAGS && n->fw) || (j->chaos.spoil == SPOIL_X87 && x87);
 
 	if (!hit || ++j->chaos.n_eligible % j->chaos.spoil_every)
 		return false;
 	j->chaos.n_spoilt++;
 	if (j->chaos.spoil == SPOIL_ALU)
 		i->opcode ^= 0x28; /* ADD is SUB, OR is AND, XOR is SBB */
+	else if (j->chaos.spoil == SPOIL_X87)
+		i->modrm ^= 0x20; /* FADD is FSUB, FMUL is FSUBR, FCOM is FDIV */
 	else if (j->chaos.spoil == SPOIL_ADDRESS)
 		i->disp++;
 	return j->chaos.spoil == SPOIL_FLAGS;

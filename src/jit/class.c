@@ -394,6 +394,14 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		if (key & KEY_CPL0)
 			n->cls = K_STI;
 		return;
+	case ZYDIS_MNEMONIC_SAHF:
+		rmw(n, 0, F_ALL & ~F_OF);
+		n->cls = K_RAW;
+		return;
+	case ZYDIS_MNEMONIC_LAHF:
+		n->cls = K_RAW;
+		n->fr = F_ALL & ~F_OF;
+		return;
 	case ZYDIS_MNEMONIC_CMC:
 		rmw(n, F_CF, F_CF);
 		n->cls = K_RAW;

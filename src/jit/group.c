@@ -42,6 +42,11 @@ static bool access_of(const struct trans *c, unsigned k, struct access *a)
 	case K_MODRM:
 	case K_SSE:
 	case K_VEX:
+	case K_X87:
+	case K_MMX:
+		/* FLDCW has a slow way behind its check. */
+		if (i->mnemonic == ZYDIS_MNEMONIC_FLDCW)
+			return false;
 		if (!(i->flags & INSN_MEM) || i->asize != 8 || i->base >= 16 || i->index != R_ZERO ||
 		    (i->seg >= SEG_FS && i->seg <= SEG_GS))
 			return false;
@@ -49,7 +54,7 @@ static bool access_of(const struct trans *c, unsigned k, struct access *a)
 		a->disp = (s32)i->disp;
 		if (n->align)
 			return false;
-		if (n->cls == K_MODRM) {
+		if (n->cls != K_SSE && n->cls != K_VEX) {
 			a->size = n->rm_size;
 			a->write = n->rm_w;
 			return true;
@@ -70,6 +75,8 @@ static bool harmless(const struct trans *c, unsigned k)
 	case K_MODRM:
 	case K_SSE:
 	case K_VEX:
+	case K_X87:
+	case K_MMX:
 		if (i->flags & INSN_MEM)
 			return false;
 		for (unsigned o = 0; o < i->nops; o++)
@@ -136,6 +143,10 @@ static bool change_of(const struct trans *c, unsigned k, unsigned g, s32 *delta)
 	case K_SSE:
 	case K_VEX:
 		if (g == R_RCX && i->map == 3 && (i->opcode & 0xfc) == 0x60) /* PCMPxSTRI */
+			return false;
+		break;
+	case K_X87:
+		if (g == R_RAX && i->mnemonic == ZYDIS_MNEMONIC_FNSTSW)
 			return false;
 		break;
 	case K_RAW:

@@ -1,6 +1,7 @@
 /*
  * helper.c: what translated code calls and where it returns to: the dispatcher, the stubs, the handler call.
  */
+#include <cpuid.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -54,7 +55,7 @@ static u32 segment_key(const struct vcpu *v)
 /* What a block depends on besides RIP and its bytes. KEY_NONE: code that the interpreter runs. */
 u32 jit_key(const struct vcpu *v)
 {
-	u32 key = (u32)v->mmu.ctx << KEY_CTX_SHIFT;
+	u32 key = KEY_ANY | (u32)v->mmu.ctx << KEY_CTX_SHIFT;
 
 	if (v->mode != MODE_64) {
 		key |= segment_key(v);
@@ -76,6 +77,8 @@ u32 jit_key(const struct vcpu *v)
 		    (v->fpu.xcr0 & (XCR0_SSE | XCR0_AVX)) == (XCR0_SSE | XCR0_AVX))
 			key |= KEY_AVX;
 	}
+	if (!(v->cr0 & (CR0_EM | CR0_TS)) && (v->fpu.fx[FX_FCW] & 0x3f) == 0x3f && likely(v->jit->xsave))
+		key |= KEY_X87;
 	return key;
 }
 
@@ -224,6 +227,19 @@ static const struct {
 /* Those of homes[] that a C function may change: RAX RCX RDX RSI RDI R9. */
 static const u8 caller_saved[] = {0, 1, 2, 6, 7, 8};
 
+/* x87 state to v->fpu, when it is not there. Destroys RAX RCX RDX RBX RBP and flags. */
+static void settle_x87(struct jit *j, struct emit *e)
+{
+	u8 *at;
+
+	encode(e, 0, 0, 0x83, 7, rm_mem(H_R15, VOFF(jt.x87))); /* cmp dword, 0 */
+	e1(e, 0);
+	at = emit_jcc(e, 4, NULL);
+	emit_jmp(e, 0xe8, j->x87_store);
+	patch_rel(at, e->delta, emit_rx(e));
+}
+
+/* x87 state stays where it is. */
 static void spill_all(struct jit *j, struct emit *e)
 {
 	emit_jmp(e, 0xe8, j->vec_stub[VEC_MEMORY]);
@@ -361,14 +377,74 @@ static void emit_vec_stubs(struct jit *j)
 	set_vec(e, VEC_YMM);
 }
 
-static void emit_return(struct emit *e)
+static void emit_return(struct jit *j, struct emit *e, u32 why)
 {
 	static const u8 pops[] = {0x48, 0x83, 0xc4, 0x08, 0x41, 0x5f, 0x41, 0x5e,
 	                          0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3};
 
+	settle_x87(j, e);
+	emit_const(e, H_RAX, why);
 	emit_load(e, H_RSP, H_R15, VOFF(jt.sp));
 	memcpy(e->p, pops, sizeof(pops));
 	e->p += sizeof(pops);
+}
+
+/*
+ * x87_load: x87 state from v->fpu, unless it is in the host's registers. Destroys flags. x87_store: back, from there;
+ * destroys RAX RCX RDX RBX RBP. The host's registers are empty then, as the ABI wants them, and its control word as it
+ * was. XSAVE writes what the host has for FOP, FIP and FDP, which are not the guest's.
+ */
+static void emit_x87_stubs(struct jit *j)
+{
+	struct emit *e = &j->e;
+	u8 *at;
+
+	j->x87_load = emit_rx(e);
+	encode(e, 0, 0, 0x83, 7, rm_mem(H_R15, VOFF(jt.x87))); /* cmp dword, 0 */
+	e1(e, 0);
+	at = emit_jcc(e, 4, NULL);
+	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	e1(e, 0x50); /* push rax; push rdx */
+	e1(e, 0x52);
+	emit_const(e, H_RAX, XCR0_X87);
+	emit_const(e, H_RDX, 0);
+	encode(e, 0, 0, 0xd9, 7, rm_mem(H_R15, VOFF(jt.fcw_host))); /* fnstcw */
+	encode(e, ENC_W, 1, 0xae, 5, rm_mem(H_R15, VOFF(fpu.fx)));  /* xrstor64 */
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.x87)));
+	e4(e, 1);
+	e1(e, 0x5a);
+	e1(e, 0x58);
+	e1(e, 0xc3);
+
+	j->x87_store = emit_rx(e);
+	emit_const(e, H_RAX, XCR0_X87);
+	emit_const(e, H_RDX, 0);
+	encode(e, 0, 1, 0xb7, H_RCX, rm_mem(H_R15, VOFF(fpu.fx) + FX_FOP));
+	emit_load(e, H_RBX, H_R15, VOFF(fpu.fx) + FX_FIP);
+	emit_load(e, H_RBP, H_R15, VOFF(fpu.fx) + FX_FDP);
+	encode(e, ENC_W, 1, 0xae, 4, rm_mem(H_R15, VOFF(fpu.fx))); /* xsave64 */
+	encode(e, ENC_66, 0, 0x89, H_RCX, rm_mem(H_R15, VOFF(fpu.fx) + FX_FOP));
+	emit_store(e, H_R15, VOFF(fpu.fx) + FX_FIP, H_RBX);
+	emit_store(e, H_R15, VOFF(fpu.fx) + FX_FDP, H_RBP);
+	/* XSAVE says here whether the state is the initial one. */
+	encode(e, ENC_W, 0, 0xc7, 0, rm_mem(H_R15, VOFF(fpu.xs_header)));
+	e4(e, 1);
+	e1(e, 0x0f); /* emms */
+	e1(e, 0x77);
+	/* Under a control word that unmasks, flags that are set would be an exception. */
+	encode(e, 0, 0, 0x8b, H_RAX, rm_mem(H_R15, VOFF(jt.fcw_host)));
+	encode(e, 0, 0, 0xf7, 2, rm_reg(H_RAX)); /* not eax */
+	encode(e, 0, 0, 0xf7, 0, rm_reg(H_RAX)); /* test eax, 3f */
+	e4(e, 0x3f);
+	at = emit_jcc(e, 4, NULL);
+	e1(e, 0xdb); /* fnclex */
+	e1(e, 0xe2);
+	patch_rel(at, e->delta, emit_rx(e));
+	encode(e, 0, 0, 0xd9, 5, rm_mem(H_R15, VOFF(jt.fcw_host))); /* fldcw */
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.x87)));
+	e4(e, 0);
+	e1(e, 0xc3);
 }
 
 /* To R8 by the jump cache. */
@@ -387,18 +463,17 @@ void jit_emit_stubs(struct jit *j)
 	u8 *at;
 
 	emit_vec_stubs(j);
+	emit_x87_stubs(j);
 	/* long_lookup: R8 = linear address to go on at. */
 	j->long_lookup = emit_rx(e);
 	emit_store(e, H_R15, R_RIP * 8, H_R8);
 	spill_all(j, e);
-	emit_const(e, H_RAX, LEFT_LOOKUP);
-	emit_return(e);
+	emit_return(j, e, LEFT_LOOKUP);
 	/* long_link: R8 = site. */
 	j->long_link = emit_rx(e);
 	encode(e, 0, 0, 0x89, H_R8, rm_mem(H_R15, VOFF(jt.arg)));
 	spill_all(j, e);
-	emit_const(e, H_RAX, LEFT_LINK);
-	emit_return(e);
+	emit_return(j, e, LEFT_LINK);
 	/* The same, by the short way when there is one. */
 	j->leave_lookup = emit_quick(e, (u64)(uintptr_t)jit_quick_lookup, j->long_lookup);
 	j->leave_link = emit_quick(e, (u64)(uintptr_t)jit_quick_link, j->long_link);
@@ -420,9 +495,14 @@ void jit_emit_stubs(struct jit *j)
 	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
 	emit_jcc(e, 5, j->leave_lookup);
 	emit_jump_by_key(j, e);
-	/* call_stub: R8 = index of the call. */
+	/* call_stub: R8 = index of the call. call_stub_x87: its handler looks at x87 state. */
+	j->call_stub_x87 = emit_rx(e);
+	spill_all(j, e);
+	settle_x87(j, e);
+	at = emit_jmp(e, 0xe9, NULL);
 	j->call_stub = emit_rx(e);
 	spill_all(j, e);
+	patch_rel(at, e->delta, emit_rx(e));
 	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
 	emit_mov(e, H_RDI, H_R15);
 	emit_c_call(e, (u64)(uintptr_t)jit_call);
@@ -439,8 +519,7 @@ void jit_emit_stubs(struct jit *j)
 	emit_load(e, H_R8, H_R15, VOFF(jt.to));
 	emit_jump_by_key(j, e);
 	patch_rel(at, e->delta, emit_rx(e));
-	emit_const(e, H_RAX, LEFT_AFTER);
-	emit_return(e);
+	emit_return(j, e, LEFT_AFTER);
 	/* light_stub: R8 = index of the call: light.c does it, or its handler. */
 	j->light_stub = emit_rx(e);
 	emit_c_begin(e);
@@ -650,6 +729,14 @@ void jit_run(struct vcpu *v)
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
+/* XSAVE and XRSTOR may be used. */
+static bool host_has_xsave(void)
+{
+	unsigned a, b, c, d;
+
+	return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE);
+}
+
 bool jit_wanted(void)
 {
 	const char *s = getenv("DEVKVM_ENGINE");
@@ -701,13 +788,13 @@ void jit_create(struct vcpu *v)
 	j->e.p = j->mem.rw;
 	j->e.delta = j->mem.rx - j->mem.rw;
 	j->bmi2 = __builtin_cpu_supports("bmi2");
+	j->xsave = host_has_xsave();
 	see_create(j);
 	jit_emit_stubs(j);
 	j->code_start = j->e.p;
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + j->mem.size / 2;
 	j->need_flush = true;
-	ahead_populate((u8 *)j->front->jc, sizeof(j->front->jc), true);
 	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
 	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
 	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);

@@ -9,7 +9,8 @@
  *  1. a block's code is right for (linear RIP, host address of its bytes, key) and nothing else: key is jit_key();
  *  2. at a block's border the guest's arithmetic flags are in jt.flags (LAHF; SETO AL form), or, when nobody will read
  *     them, a recipe for them (FLAGS_RECIPE; recipe.c). Guest vector registers and MXCSR are where jt.vec says; while C
- * runs they are in v->fpu;
+ * runs they are in v->fpu. Its x87 state is where jt.x87 says: in v->fpu outside translated code and in handlers that
+ *     look at it (x87.c);
  *  3. whatever enters a page of code from outside the page (dispatcher, jump cache, guarded links) has seen the page's
  *     guard hold: the dispatcher translated its address and validated its bytes after the last change of TLB and epoch
  *     (j->flushes, j->epoch). So inside a page, links are free;
@@ -53,6 +54,8 @@
 #define KEY_SEG BIT(8)   /* not 64-bit code, and CS, SS, DS and ES are not all flat, or it is 16-bit code or stack */
 #define KEY_16 BIT(9)    /* 16-bit code */
 #define KEY_SP16 BIT(10) /* the stack pointer is SP */
+#define KEY_X87 BIT(11)  /* x87 and MMX instructions run, all x87 exceptions are masked */
+#define KEY_ANY BIT(15)  /* in every key: no tag of the jump cache is 0 (jit_tag()) */
 #define KEY_CS_SHIFT 16  /* from here: number of CS's base and limit in jit.cs; 0: flat, or 64-bit code */
 #define KEY_NONE BIT(31) /* not for the translator now */
 
@@ -77,7 +80,7 @@ struct code_seg {
 #define CS_MAX 4096u
 
 struct jc_entry {
-	u64 tag; /* RIP ^ jt.key */
+	u64 tag; /* RIP ^ jt.key; 0: empty */
 	const u8 *code;
 	const u32 *cell; /* of the page's guard */
 	u64 pad;
@@ -185,7 +188,7 @@ struct jit {
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
 	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *light_stub, *ret_miss,
-	        *jump[2], *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub;
+	        *jump[2], *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub, *x87_load, *x87_store, *call_stub_x87;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
 		u64 serial; /* v->mmu.flushes_local */
@@ -231,7 +234,7 @@ struct jit {
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
 	bool dump, count, perf;
-	bool bmi2;           /* the host has it */
+	bool bmi2, xsave;    /* the host has it */
 	struct trans *trans; /* trans.h: the block being translated */
 	struct lockstep *lockstep;
 	struct {
@@ -353,7 +356,7 @@ bool lockstep_wants(const struct jit *j, const struct tb *tb);
 int lockstep_block(struct vcpu *v, u32 key, struct tb *tb); /* runs and checks it; an interp_next */
 
 /* chaos.c: choices that are legal at any time, made at random, and wrong translations for tests of the tests */
-enum { SPOIL_NONE, SPOIL_ALU, SPOIL_ADDRESS, SPOIL_FLAGS };
+enum { SPOIL_NONE, SPOIL_ALU, SPOIL_ADDRESS, SPOIL_FLAGS, SPOIL_X87 };
 void chaos_create(struct jit *j, size_t *code_size); /* DEVKVM_CHAOS */
 u32 chaos_rnd(struct jit *j, u32 n);
 void chaos_world(struct vcpu *v, struct jit *j);                /* before each entry to translated code */
@@ -408,7 +411,9 @@ enum cls {
 	K_STRING,      /* REP STOS, REP MOVS */
 	K_BMI,         /* general registers, VEX encoding */
 	K_SSE,         /* vector registers, legacy encoding */
-	K_VEX
+	K_VEX,
+	K_X87,
+	K_MMX
 };
 
 struct nat {

@@ -495,7 +495,7 @@ int lockstep_block(struct vcpu *v, u32 key, struct tb *tb)
 	if (l->failed)
 		return fail(v, l);
 	/* It must be entered from here alone. */
-	j->front->jc[(tb->rip ^ tb->rip >> PAGE_SHIFT) & (JC_SIZE - 1)].tag = ~0ull;
+	j->front->jc[(tb->rip ^ tb->rip >> PAGE_SHIFT) & (JC_SIZE - 1)].tag = 0;
 	if (tb->unchecked) {
 		l->n_unchecked++;
 		left = run_jit(v, l, key, tb);

@@ -19,6 +19,7 @@ void slow_at(struct trans *c, unsigned k, u8 *at)
 	s->k = (u8)k;
 	s->last = (u8)k;
 	s->vec = c->vec;
+	s->x87 = c->x87;
 	s->resume = NULL;
 	s->retry = NULL;
 	s->go = NULL;

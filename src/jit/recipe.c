@@ -334,6 +334,10 @@ u16 regs_written(const struct insn *i, const struct nat *n)
 	case K_VEX:
 		w = BIT(R_RCX); /* PCMPxSTRI */
 		break;
+	case K_X87:
+		return i->mnemonic == ZYDIS_MNEMONIC_FNSTSW && !(i->flags & INSN_MEM) ? BIT(R_RAX) : 0;
+	case K_MMX:
+		break;
 	default:
 		return 0xffff;
 	}

@@ -24,6 +24,15 @@ static bool depend(struct trans *c, unsigned off, unsigned len)
 	return true;
 }
 
+static void classify_any(struct trans *c, const struct insn *i, struct nat *n)
+{
+	classify(i, c->key, n);
+	if (n->cls == K_HANDLER)
+		vec_classify(c, i, n);
+	if (n->cls == K_HANDLER)
+		x87_classify(c, i, n);
+}
+
 /* Flags that code at `rip` may read before it writes them. 0: it overwrites all of them, on every way, and *x says what
  * happens until then. */
 static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
@@ -47,9 +56,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 			break;
 		if (memcmp(bytes, c->hva_page + off, i.len))
 			break;
-		classify(&i, c->key, &nat);
-		if (nat.cls == K_HANDLER)
-			vec_classify(c, &i, &nat);
+		classify_any(c, &i, &nat);
 		if (goes_astray(c, &i, &nat, wrap(c, rip + i.len)))
 			break;
 		need |= nat.fr & ~killed;
@@ -88,9 +95,22 @@ static bool is_sys(const struct insn *i)
 	case ZYDIS_MNEMONIC_XRSTOR64:
 	case ZYDIS_MNEMONIC_XRSTORS:
 	case ZYDIS_MNEMONIC_XRSTORS64:
-		return true; /* KEY_FP */
+		return true; /* KEY_FP, KEY_X87 */
+	case ZYDIS_MNEMONIC_FLDCW:
+	case ZYDIS_MNEMONIC_FNINIT:
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FRSTOR:
+		return true; /* KEY_X87 */
 	}
 	return op_sys_find(i) || op_flow_find(i);
+}
+
+/* Does the handler of it, which it goes to always or (FLDCW) by its slow way, change what the key depends on? */
+static bool may_change_key(const struct insn *i, const struct nat *n)
+{
+	return (nat_is_called(n) || n->cls == K_X87) && is_sys(i);
 }
 
 static void to_handler(struct trans *c, unsigned k)
@@ -121,13 +141,11 @@ static void decode_border(struct trans *c)
 	if (interp_decode(v, key_decode(c->key), c->bytes, 15, i) < 0 || i->len <= first ||
 	    i->len > limit_left(c, rip) || !interp_knows(i))
 		return;
-	classify(i, c->key, &c->nat[0]);
-	if (c->nat[0].cls == K_HANDLER)
-		vec_classify(c, i, &c->nat[0]);
+	classify_any(c, i, &c->nat[0]);
 	if (c->nat[0].cls == K_STI || goes_astray(c, i, &c->nat[0], wrap(c, rip + i->len)) ||
 	    (c->nat[0].high && !c->j->bmi2))
 		to_handler(c, 0);
-	c->sys[0] = nat_is_called(&c->nat[0]) && is_sys(i);
+	c->sys[0] = may_change_key(i, &c->nat[0]);
 	c->tb->beyond = (u8)(i->len - first);
 	c->rip[0] = rip;
 	c->n = 1;
@@ -153,17 +171,15 @@ void decode_block(struct trans *c)
 		if (interp_decode(c->j->v, key_decode(c->key), c->bytes + (off - start), room < 15 ? room : 15, i) < 0)
 			break;
 		if (interp_knows(i)) {
-			classify(i, c->key, &c->nat[k]);
+			classify_any(c, i, &c->nat[k]);
 		} else {
 			memset(&c->nat[k], 0, sizeof(c->nat[k]));
 			c->nat[k].fr = F_ALL;
 			c->nat[k].ends = true;
 		}
-		if (c->nat[k].cls == K_HANDLER)
-			vec_classify(c, i, &c->nat[k]);
 		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len)) || (c->nat[k].high && !c->j->bmi2))
 			to_handler(c, k);
-		c->sys[k] = nat_is_called(&c->nat[k]) && is_sys(i);
+		c->sys[k] = may_change_key(i, &c->nat[k]);
 		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
 			if (k)
 				break;
@@ -211,6 +227,8 @@ static bool gives_flags(const struct trans *c, unsigned k)
 		return c->insn[k].flags & INSN_MEM;
 	case K_SSE:
 	case K_VEX:
+	case K_X87:
+	case K_MMX:
 		if (c->insn[k].flags & INSN_MEM)
 			return true;
 		/* A handler put the vector registers away. */

@@ -161,7 +161,7 @@ void tb_kill(struct jit *j, struct tb *tb)
 	}
 	tb->links = 0;
 	if (jc->code == tb->code_nopoll)
-		jc->tag = ~0ull;
+		jc->tag = 0;
 	tb->dead = true;
 	j->n.invalidated++;
 }
@@ -197,6 +197,7 @@ void tb_flush(struct jit *j)
 	/* The pages stay watched: another vCPU may hold code of them. A store to one that nobody knows ends that. */
 	if (j->n.flushes) {
 		memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
+		memset(j->front->jc, 0, sizeof(j->front->jc));
 		memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
 		memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
 		memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
@@ -211,7 +212,6 @@ void tb_flush(struct jit *j)
 	j->n_guards = 1; /* guard 0 never holds */
 	j->e.p = j->code_start;
 	j->cold.p = j->cold_start;
-	memset(j->front->jc, 0xff, sizeof(j->front->jc));
 	memset(j->gens, 0, sizeof(j->gens));
 	j->v->jt.gen[0] = j->last_gen = 0;
 	tb_new_gen(j);

@@ -679,11 +679,14 @@ static void emit_raw(struct trans *c, unsigned k)
 
 static void emit_called(struct trans *c, unsigned k, const u8 *stub)
 {
+	bool x87 = x87_seen_by(&c->insn[k]);
 	struct emit *e = &c->e;
 
 	if (c->host)
 		flags_save(e);
 	c->host = c->vec = false;
+	c->x87.here &= !x87;
+	c->x87.used = false;
 	c->exact = c->real = true;
 	c->stored = 0;
 	emit_const(e, H_R8, call_of(c, k));
@@ -717,6 +720,7 @@ static void emit_poll(struct trans *c, unsigned k)
 {
 	struct emit *e = &c->e;
 
+	x87_settle(c);
 	if (c->host && c->live_out[k])
 		flags_keep(c);
 	c->host = false;
@@ -748,6 +752,8 @@ static void emit_insn(struct trans *c, unsigned k)
 	unsigned hr;
 
 	put_before(c, k);
+	if (n->ends || nat_is_called(n) || nat_is_relative(n) || n->cls == K_CALLI || n->cls == K_RET)
+		x87_settle(c);
 	switch (n->cls) {
 	case K_MODRM:
 		emit_modrm_insn(c, k);
@@ -909,8 +915,14 @@ static void emit_insn(struct trans *c, unsigned k)
 			emit_store(e, H_R15, i->op[0].reg * 8, host_of[i->op[0].reg]);
 		emit_called(c, k, c->j->light_stub);
 		break;
+	case K_X87:
+		x87_emit(c, k);
+		break;
+	case K_MMX:
+		mmx_emit(c, k);
+		break;
 	default:
-		emit_called(c, k, c->j->call_stub);
+		emit_called(c, k, x87_seen_by(i) ? c->j->call_stub_x87 : c->j->call_stub);
 		c->j->n.handler_insns++;
 	}
 	put_after(c, k);
@@ -927,6 +939,7 @@ static unsigned emit_split(struct trans *c, const struct slow *s)
 	c->host = c->exact = c->real = false;
 	c->stored = 0;
 	c->vec = s->vec;
+	c->x87 = s->x87;
 	for (; k <= s->last && !c->nat[k].ends; k++) {
 		first = c->n_slow;
 		emit_insn(c, k);
@@ -934,8 +947,10 @@ static unsigned emit_split(struct trans *c, const struct slow *s)
 			c->slow[n].resume = emit_rx(&c->e);
 			c->slow[n].host_after = c->host && c->live_out[k];
 			c->slow[n].vec_after = c->vec;
+			c->slow[n].x87_after = c->x87.here;
 		}
 	}
+	x87_settle(c);
 	c->split = false;
 	return k;
 }
@@ -944,6 +959,7 @@ static void emit_slow(struct trans *c, struct slow s)
 {
 	bool host = s.resume ? s.host_after : c->host_after[s.last];
 	bool vec = s.resume ? s.vec_after : c->vec_after[s.last], is_host = false;
+	bool x87 = s.resume ? s.x87_after : c->x87_after[s.last];
 	struct emit *e = &c->e;
 	unsigned k = s.k;
 
@@ -961,15 +977,17 @@ static void emit_slow(struct trans *c, struct slow s)
 		k = emit_split(c, &s);
 		is_host = c->host && c->live_out[k - 1];
 		vec &= !c->vec;
+		x87 &= !c->x87.here;
 		if (is_host && (k <= s.last || !host)) {
 			flags_save(e);
 			is_host = false;
 		}
-	}
+	} else
+		x87_put_pointers(c, s.x87.last, s.x87.seg);
 	for (; k <= s.last; k++) {
 		put_before(c, k);
 		emit_const(e, H_R8, call_of(c, k));
-		emit_jmp(e, 0xe8, c->j->call_stub);
+		emit_jmp(e, 0xe8, x87_seen_by(&c->insn[k]) ? c->j->call_stub_x87 : c->j->call_stub);
 		put_after(c, k);
 		put_spoilt(c, k);
 	}
@@ -977,6 +995,8 @@ static void emit_slow(struct trans *c, struct slow s)
 		return;
 	if (vec)
 		emit_jmp(e, 0xe8, c->j->vec_stub[c->wants_vec]);
+	if (x87)
+		emit_jmp(e, 0xe8, c->j->x87_load);
 	if (host && !is_host)
 		emit_jmp(e, 0xe8, c->j->flags_stub);
 	emit_jmp(e, 0xe9, s.resume ? s.resume : c->resume[s.last]);
@@ -1134,6 +1154,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	if (tb->beyond && !nat_is_called(&c->nat[0]))
 		emit_border_check(c);
 	vec_begin(c);
+	x87_begin(c);
 	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {
 		c->after_sti = k && c->nat[k - 1].cls == K_STI;
@@ -1143,8 +1164,10 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		c->resume[k] = emit_rx(e);
 		c->host_after[k] = c->host && c->live_out[k];
 		c->vec_after[k] = c->vec;
+		c->x87_after[k] = c->x87.here;
 	}
 	if (!c->nat[c->n - 1].ends) {
+		x87_settle(c);
 		if (c->host && c->live_out[c->n - 1])
 			flags_save(e);
 		else

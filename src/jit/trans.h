@@ -10,6 +10,13 @@
 
 #define VOFF(field) ((s32)offsetof(struct vcpu, field))
 
+/* x87 state at a place of the block. */
+struct x87 {
+	bool here;    /* it is in the host's registers */
+	bool used;    /* v->fpu.x87_used is set */
+	u8 last, seg; /* instruction + 1, segment + 1, that FIP, FOP, FCS, and FDS must still be written for; or 0 */
+};
+
 /* A memory access that missed, or another reason to let the handler do instruction k. */
 struct slow {
 	u8 *at; /* displacement that leads here */
@@ -20,7 +27,8 @@ struct slow {
 	const u8 *go;     /* behind it, for one access that reads: its bytes may be elsewhere; NULL: no */
 	u8 reg, kind;     /* of such a check: host register with the address, TLB_READ or TLB_WRITE */
 	u16 size;
-	bool host_after, vec_after;
+	bool host_after, vec_after, x87_after;
+	struct x87 x87; /* c->x87 there */
 };
 
 struct exit {
@@ -87,7 +95,8 @@ struct trans {
 	u32 stored; /* the recipe that this block left in jt.flags for the flags now, without carried registers */
 	u8 *deep_at;
 	const u8 *deep_back;
-	bool vec;       /* vector registers and MXCSR are in the host's, as this block wants them */
+	bool vec; /* vector registers and MXCSR are in the host's, as this block wants them */
+	struct x87 x87;
 	bool split;     /* emitting the code of a group that straddles pages: each access has its own check */
 	bool after_sti; /* the previous instruction was an STI: its shadow ends behind this one */
 	const struct jpage *page;
@@ -104,7 +113,7 @@ struct trans {
 	struct nat nat[TB_INSNS];
 	u64 rip[TB_INSNS];
 	u8 live_in[TB_INSNS], live_out[TB_INSNS], look_taken[TB_INSNS];
-	bool sys[TB_INSNS], host_after[TB_INSNS], vec_after[TB_INSNS];
+	bool sys[TB_INSNS], host_after[TB_INSNS], vec_after[TB_INSNS], x87_after[TB_INSNS];
 	const u8 *resume[TB_INSNS];
 	struct group group[TB_INSNS];
 	u8 group_of[TB_INSNS]; /* index + 1 */
@@ -229,5 +238,15 @@ void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
 void vec_emit(struct trans *c, unsigned k);
 void vec_check(struct trans *c); /* fetches vector registers and MXCSR, unless they are there; destroys flags */
+
+/* x87.c */
+void x87_classify(const struct trans *c, const struct insn *i, struct nat *n);
+bool x87_seen_by(const struct insn *i); /* its handler reads or writes x87 state */
+void x87_begin(struct trans *c);
+void x87_emit(struct trans *c, unsigned k);
+void mmx_emit(struct trans *c, unsigned k);
+/* FOP, FIP, FCS of instruction last - 1 and FDS of segment seg - 1 → v->fpu. Uses R10, changes no flags. */
+void x87_put_pointers(struct trans *c, u8 last, u8 seg);
+void x87_settle(struct trans *c); /* the pointers that wait */
 
 #endif

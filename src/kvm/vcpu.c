@@ -41,9 +41,6 @@ int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vc
 
 	if (!kv)
 		return -ENOMEM;
-	/* Its TLB, which makes most of it, is touched below: it is not empty where it is zero. */
-	ahead_populate((u8 *)kv->cpu.mmu.tlb - ((uintptr_t)kv->cpu.mmu.tlb & ~PAGE_MASK), sizeof(kv->cpu.mmu.tlb),
-	               true);
 	pthread_mutex_init(&kv->lock, NULL);
 	mmu_init(&kv->cpu.mmu, &vm->mem, &mmu_ops);
 	kv->cpu.vm = vm;

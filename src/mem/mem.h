@@ -203,6 +203,7 @@ struct mmu {
 	struct tlb_set tlb[TLB_CTXS][TLB_KINDS];
 };
 
+/* *m is zeroed memory. */
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops);
 
 /* tlb.c */

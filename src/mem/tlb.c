@@ -18,7 +18,8 @@
 
 void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 {
-	/* Not the large arrays: each page touched here is paid for by every new vCPU. */
+	/* Not the large arrays: each page touched here is paid for by every new vCPU. They are zero, and a tag of 0
+	 * is only taken for that of an access by the entries of page 0, and of the last page when it wraps. */
 	memset(m, 0, offsetof(struct mmu, stash));
 	for (unsigned n = 0; n < TLB_STASHES; n++)
 		m->stash[n].used = 0;
@@ -27,8 +28,8 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 	m->ops = ops;
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		for (unsigned k = 0; k < TLB_KINDS; k++)
-			for (unsigned n = 0; n < TLB_SIZE; n++)
-				m->tlb[c][k].e[n] = (struct tlb_entry){tlb_empty(n), 0};
+			for (unsigned n = 0; n < TLB_SIZE; n += TLB_SIZE - 1)
+				m->tlb[c][k].e[n].tag = tlb_empty(n);
 }
 
 /* The next set bit of `words` (taken out of *sum and the words), or -1. Only *sum's words are looked at. */

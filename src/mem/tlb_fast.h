@@ -6,7 +6,8 @@
  *    permitted for this access kind and context, RAM, A set (and D for writes), not watched by a debug register; for
  *    writes also: page holds no cached code, is not waiting to be marked dirty, is not read-only;
  *  - tag is the GVA's page address; an empty entry has that of a page which never comes here, half an array away
- *    (translated code subtracts tags from addresses and looks at the difference);
+ *    (translated code subtracts tags from addresses and looks at the difference), or, before its first use, 0 where
+ *    that is as good;
  *  - comparing the page of the access' last byte with the tag refuses page-crossing accesses for free.
  */
 #ifndef DEVKVM_MEM_TLB_FAST_H

@@ -346,7 +346,7 @@ static void rewrite_by_vcpu(bool serialize, uint32_t rounds)
 	}
 	pthread_create(&one.thread, NULL, run_vcpu, &one);
 	pthread_create(&two.thread, NULL, run_vcpu, &two);
-	for (until = now() + 30; now() < until && two.reason == 0;)
+	for (until = now() + 120; now() < until && two.reason == 0;)
 		usleep(1000);
 	CHECK_EQ(two.reason, KVM_EXIT_IO);
 	CHECK_EQ(*word(&g, SEEN), rounds);

@@ -29,6 +29,8 @@ static struct {
 	u8 kind;
 } wait[64];
 static unsigned n_wait;
+bool gen_x87_rich;
+static bool x87_rich, mmx_rich; /* half of the program is x87 and MMX, and most of that MMX */
 
 void gen_seed(u64 seed)
 {
@@ -450,18 +452,172 @@ static void gen_string(void)
 
 /* ---- x87, SSE, AVX ---------------------------------------------------------------------------------------------- */
 
+/* A word at RDI's data, and an instruction that reads it: FLDCW with all exceptions masked. */
+static void gen_fldcw(void)
+{
+	static const u16 word[] = {0x37f, 0x27f, 0x07f, 0xf7f, 0xb7f, 0x77f, 0x33f, 0x1f7f};
+	struct rm rm = rm_mem(H_RDI, (s32)rnd(100));
+
+	if (env->bits == 16)
+		e1(&e, 0x67);
+	encode(&e, env->bits == 16 ? 0 : ENC_66, 0, 0xc7, 0, rm);
+	e2(&e, word[rnd(8)]);
+	if (env->bits == 16)
+		e1(&e, 0x67);
+	encode(&e, 0, 0, 0xd9, 5, rm);
+}
+
+static void gen_x87_control(void)
+{
+	static const u16 two[] = {0xe0df, 0xe0df, 0xe2db, 0xe0db, 0xe4db};
+	bool state = rnd(2);
+
+	switch (rnd(12)) {
+	case 0 ... 2:
+		gen_fldcw();
+		break;
+	case 3: /* of anything: some exception is likely unmasked */
+		if (rnd(8) == 0)
+			enc(0, 0, 0xd9, 5, any_mem());
+		break;
+	case 4:
+		enc(0, 0, 0xd9, 7, any_mem()); /* fnstcw */
+		break;
+	case 5:
+		enc(0, 0, 0xdd, 7, any_mem()); /* fnstsw */
+		break;
+	case 6:
+	case 7:
+		e2(&e, two[rnd(5)]); /* fnstsw ax, fnclex, feni, fsetpm */
+		break;
+	case 8:
+		e1(&e, 0x9b);
+		break;
+	case 9:
+		if (rnd(3) == 0)
+			e2(&e, 0xe3db); /* fninit */
+		break;
+	case 10: { /* fnstenv and fldenv, fnsave and frstor */
+		struct rm rm = rm_mem(H_RDI, (s32)rnd(400));
+
+		if (env->bits == 16)
+			e1(&e, 0x67);
+		encode(&e, 0, 0, state ? 0xdd : 0xd9, 6, rm);
+		if (rnd(2))
+			gen_alu();
+		if (env->bits == 16)
+			e1(&e, 0x67);
+		encode(&e, 0, 0, state ? 0xdd : 0xd9, 4, rm);
+		break;
+	}
+	default: /* the environment alone, of either size */
+		enc(rnd(3) ? 0 : ENC_66, 0, state ? 0xdd : 0xd9, 6, any_mem());
+	}
+}
+
 static void gen_x87(void)
 {
 	u8 op = (u8)(0xd8 + rnd(8)), digit = (u8)rnd(8);
+	static const u8 load[][2] = {{0xd9, 0}, {0xdd, 0}, {0xdb, 5}, {0xdb, 0}, {0xdf, 0}, {0xdf, 5}, {0xdf, 4}};
+	static const u8 store[][2] = {{0xd9, 3}, {0xdd, 3}, {0xdb, 7}, {0xdb, 3}, {0xdf, 3}, {0xdf, 7},
+	                              {0xdf, 6}, {0xdb, 1}, {0xdd, 1}, {0xdf, 1}, {0xd9, 2}, {0xdd, 2}};
 
-	if (rnd(2)) {
+	switch (rnd(8)) {
+	case 0:
+		if (rnd(2)) {
+			const u8 *l = load[rnd(7)];
+
+			enc(0, 0, l[0], l[1], any_mem());
+		} else {
+			e1(&e, 0xd9);
+			e1(&e, (u8)(rnd(2) ? 0xe8 + rnd(7) : 0xc0 + rnd(8))); /* fld1, fldpi...; fld st */
+		}
+		break;
+	case 1: {
+		const u8 *s = store[rnd(12)];
+
+		enc(0, 0, s[0], s[1], any_mem());
+		break;
+	}
+	case 2:
+		gen_x87_control();
+		break;
+	case 3: /* fcomi, fucomi, fcmov */
+		e1(&e, rnd(2) ? 0xdb : rnd(2) ? 0xdf : 0xda);
+		e1(&e, (u8)(e.p[-1] == 0xda             ? 0xc0 + rnd(32)
+		            : e.p[-1] == 0xdf || rnd(2) ? 0xe8 + rnd(16)
+		                                        : 0xc0 + rnd(32)));
+		break;
+	case 4:
+	case 5:
 		/* Not the environment, the control word, the whole state. */
 		if ((op == 0xd9 || op == 0xdd) && digit >= 4)
 			digit = 2;
 		enc(0, 0, op, digit, any_mem());
-	} else {
+		break;
+	default:
 		e1(&e, op);
 		e1(&e, (u8)(0xc0 | rnd(64)));
+	}
+}
+
+static void gen_mmx(void)
+{
+	static const u8 imm[] = {0x70, 0x71, 0x72, 0x73, 0xc4, 0xc5};
+	struct rm rm = rnd(3) ? rm_reg(rnd(8)) : any_mem();
+	unsigned mm = rnd(8);
+	u8 op;
+
+	switch (rnd(10)) {
+	case 0:
+		e2(&e, 0x770f);
+		break;
+	case 1:
+		if (rm.reg != H_NONE)
+			rm.reg = (u8)any_reg();
+		enc(wide(), 1, rnd(2) ? 0x6e : 0x7e, mm, rm);
+		break;
+	case 2:
+		op = imm[rnd(6)];
+		if (op >= 0x71 && op <= 0x73) {
+			static const u8 digit[] = {2, 4, 6};
+
+			rm = rm_reg(rnd(8));
+			mm = op == 0x73 ? digit[rnd(2) * 2] : digit[rnd(3)];
+		} else if (op == 0xc5) {
+			rm = rm_reg(rnd(8));
+			mm = any_reg();
+		} else if (op == 0xc4 && rm.reg != H_NONE) {
+			rm.reg = (u8)any_reg();
+		}
+		enc(0, 1, op, mm, rm);
+		e1(&e, (u8)rnd(256));
+		break;
+	case 3:
+		op = (u8)rnd(15);
+		if (op < 12)
+			enc(0, 2, op, mm, rm); /* pshufb to pmulhrsw */
+		else
+			enc(0, 2, (u8)(op + 0x10), mm, rm); /* pabs */
+		break;
+	case 4:
+		enc(0, 3, 0x0f, mm, rm);
+		e1(&e, (u8)rnd(20));
+		break;
+	case 5:
+		enc(0, 1, 0xd7, any_reg(), rm_reg(rnd(8)));
+		break;
+	case 6:
+		enc(0, 1, rnd(3) ? 0x7f : 0x6f, mm, rm);
+		break;
+	case 7:
+		enc(0, 1, 0xe7, mm, any_mem());
+		break;
+	default:
+		op = (u8)(rnd(3) ? 0xd1 + rnd(0x2e) : rnd(2) ? 0x60 + rnd(12) : 0x74 + rnd(3));
+		if (op == 0xd6 || op == 0xd7 || op == 0xe6 || op == 0xe7 || op == 0xf0 || op == 0xf7)
+			op = 0xfc;
+		enc(0, 1, op, mm, rm);
 	}
 }
 
@@ -498,10 +654,8 @@ static void gen_sse(void)
 	case 4:
 		enc((rnd(2) ? ENC_F2 : ENC_F3) | wide(), 1, (u8)(0x2c | rnd(2)), any_reg(), rm);
 		break;
-	case 5: /* MMX */
-		if (rm.reg != H_NONE)
-			rm.reg &= 7;
-		enc(0, 1, int66[rnd(10)], x & 7, rm);
+	case 5:
+		gen_mmx();
 		break;
 	default: {
 		static const u8 vop[] = {0x58, 0x59, 0xfe, 0xef, 0x6f, 0x7f, 0x54, 0x10, 0xd4};
@@ -1040,6 +1194,13 @@ static void gen_one(unsigned depth)
 	prog->n_insns++;
 	if (e.p > prog->bytes + sizeof(prog->bytes) - 512)
 		return;
+	if (x87_rich && rnd(2)) {
+		if (mmx_rich && rnd(4))
+			gen_mmx();
+		else
+			gen_x87();
+		return;
+	}
 	switch (rnd(40)) {
 	case 0 ... 6:
 		gen_alu();
@@ -1104,6 +1265,8 @@ void gen_program(const struct gen_env *env_, struct program *p)
 	e.delta = (s64)(p->at - (u64)(uintptr_t)p->bytes);
 	p->n_insns = p->n_chunks = 0;
 	n_sites = n_wait = 0;
+	x87_rich = rnd(4) == 0 || gen_x87_rich;
+	mmx_rich = rnd(4) == 0;
 	while (n--) {
 		p->chunk[p->n_chunks++] = (u16)(e.p - p->bytes);
 		gen_one(0);

@@ -30,6 +30,7 @@ struct program {
 	u16 chunk[260]; /* offsets where a run may go on after a fault */
 };
 
+extern bool gen_x87_rich; /* half of each program is x87 or MMX instructions, not only of some */
 void gen_seed(u64 seed);
 u32 gen_rnd(u32 n);
 u64 gen_u64(void);

@@ -15,7 +15,9 @@
  * plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
  *
  *   random [--seed N] [--programs N | --insns N] [--progress] [--no-timer] [--mode NAME]
- *          [--variant NAME] [--show]
+ *          [--variant NAME] [--show] [--x87]
+ *
+ * --x87: half of every program is x87 or MMX instructions; else of every fourth.
  *
  * Programs come in batches, whose number of programs is fixed; each batch starts with empty caches from a seed of its
  * own, which is printed when it fails: `--seed S --programs 256 --no-timer` replays it. What came by the timer alone
@@ -218,7 +220,8 @@ static void put_desc(u8 *gdt, unsigned index, u64 x)
 	(0xffffull | (u64)((base)&0xffffff) << 16 | (u64)(access) << 40 | 0xfull << 48 | (u64)(flags) << 52 |          \
 	 (u64)((base) >> 24) << 56)
 
-/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. */
+/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. Its IRET may fault; the
+ * flags there must not be those of the count, which is one side's alone. */
 static void write_handler(struct emit *e, bool is64, u64 count)
 {
 	if (is64) {
@@ -236,8 +239,8 @@ static void write_handler(struct emit *e, bool is64, u64 count)
 				emit_const(e, r, 0x1234567890abcdefull * (r + 1));
 		encode(e, ENC_66, 1, 0x76, 0, rm_reg(0));
 		encode(e, ENC_66, 1, 0x76, 5, rm_reg(5));
-		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		encode(e, ENC_W, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		encode(e, ENC_F3, 1, 0x6f, 0, rm_mem(H_RSP, 0));
 		encode(e, ENC_F3, 1, 0x6f, 5, rm_mem(H_RSP, 16));
 		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, 32));
@@ -253,9 +256,9 @@ static void write_handler(struct emit *e, bool is64, u64 count)
 		for (unsigned r = 0; r < 8; r++)
 			if (r != H_RSP)
 				emit_const(e, r, 0x90abcdefu * (r + 1));
-		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		e1(e, 0x36); /* SS is the handler's own */
 		encode(e, 0, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
+		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
 		e1(e, 0x61);
 	}
 	e1(e, 0xcf);
@@ -472,7 +475,7 @@ static void vary_segments(struct setup *u, struct side *j, bool new_program)
 {
 	struct seg seg[SEG_COUNT], *cs = &seg[SEG_CS];
 	bool protected = u->mode != REAL && u->mode != V86;
-	struct side *side[2] = {&u->interp, j};
+	struct side *side[3] = {&u->interp, j, &u->replay};
 
 	memcpy(seg, u->interp.plain, sizeof(seg));
 	for (unsigned n = SEG_ES; n <= SEG_FS; n++)
@@ -509,7 +512,7 @@ static void vary_segments(struct setup *u, struct side *j, bool new_program)
 			                      .present = true,
 			                      .limit = 0xffff,
 			                      .base = seg[n].base};
-	for (unsigned k = 0; k < 2; k++) {
+	for (unsigned k = 0; k < 3; k++) {
 		u64 desc[2] = {desc_of(&seg[SEG_CS]), desc_of(&seg[SEG_SS])};
 
 		memcpy(side[k]->seg, seg, sizeof(seg));
@@ -527,6 +530,9 @@ struct start {
 	u64 r[16], rflags;
 	u8 ymm[16][32];
 	u32 mxcsr;
+	u16 fcw, fsw;
+	u8 tags, st[8][16];
+	bool x87_used;
 	u64 pool;
 };
 
@@ -545,6 +551,32 @@ static void pointers(const struct setup *u, u64 *r)
 			r[k] = k < 8 ? (u32)r[k] : 0;
 }
 
+/* Any state: numbers near one, other numbers, empty registers; now and then with an exception unmasked or pending. */
+static void make_x87(struct start *s)
+{
+	memset(s->st, 0, sizeof(s->st));
+	s->fcw = 0x37f;
+	s->fsw = 0;
+	s->tags = 0;
+	s->x87_used = gen_rnd(4);
+	if (gen_rnd(2))
+		return;
+	s->fcw = (u16)(0x7f | gen_rnd(16) << 8 | (gen_rnd(8) ? 0x300 : 0));
+	if (gen_rnd(24) == 0)
+		s->fcw ^= (u16)gen_rnd(64);
+	s->fsw = (u16)(gen_rnd(8) << 11 | (gen_rnd(2) ? gen_rnd(0x80) | gen_rnd(8) << 8 : 0));
+	s->tags = (u8)(gen_rnd(2) ? 0xffu << gen_rnd(9) : gen_rnd(256));
+	for (unsigned k = 0; k < 8; k++) {
+		u64 x = gen_u64();
+		u16 exp = (u16)(gen_rnd(4) ? 0x3ffau + gen_rnd(10) : gen_rnd(65536));
+
+		if (gen_rnd(8))
+			x |= 1ull << 63;
+		memcpy(s->st[k], &x, 8);
+		memcpy(s->st[k] + 8, &exp, 2);
+	}
+}
+
 static void make_start(const struct setup *u, struct start *s)
 {
 	for (unsigned k = 0; k < 16; k++)
@@ -558,6 +590,7 @@ static void make_start(const struct setup *u, struct start *s)
 	for (unsigned k = 0; k < 64; k++)
 		((u64 *)(void *)s->ymm)[k] = gen_u64();
 	s->mxcsr = 0x1f80 | (gen_rnd(4) ? 0 : gen_rnd(4) << 13) | (gen_rnd(6) ? 0 : 0x8000);
+	make_x87(s);
 	s->pool = gen_rnd((u32)(POOL_SIZE - u->data_size)) & ~7u;
 }
 
@@ -586,10 +619,14 @@ static void set_side(const struct setup *u, struct side *s, const struct start *
 	v->rflags = st->rflags;
 	memcpy(v->fpu.ymm, st->ymm, sizeof(st->ymm));
 	fpu_fninit(&v->fpu);
-	memset(v->fpu.fx + FX_ST, 0, 128);
+	fx_set16(v->fpu.fx, FX_FCW, st->fcw);
+	fx_set16(v->fpu.fx, FX_FSW, st->fsw);
+	v->fpu.fx[FX_FTW] = st->tags;
+	memcpy(v->fpu.fx + FX_ST, st->st, 128);
+	fpu_update_es(&v->fpu);
 	memset(v->fpu.fx + FX_FOP, 0, 2 + 8 + 8);
 	v->fpu.fcs = v->fpu.fds = 0;
-	v->fpu.x87_used = true;
+	v->fpu.x87_used = st->x87_used;
 	v->fpu.mxcsr = st->mxcsr;
 	v->shadow = 0;
 	v->mid_rep = false;
@@ -685,11 +722,14 @@ static bool in_repetition(const struct setup *u, const struct side *s)
 	const struct vcpu *v = s->m.v;
 	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - u->env.code;
 
-	for (unsigned k = 0; k < 4 && off + k < CODE_SIZE; k++) {
+	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
 		u8 b = s->code[off + k];
 
 		if (b == 0xf2 || b == 0xf3)
 			return true;
+		/* One that another prefix follows is idle. */
+		if (v->mode == MODE_64 && (b & 0xf0) == 0x40)
+			continue;
 		if (b != 0x66 && b != 0x67 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 &&
 		    b != 0x65)
 			break;
@@ -712,6 +752,9 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	word("cr2 ", 0, a->cr2, b->cr2);
 	bytes("ymm", a->fpu.ymm, b->fpu.ymm, sizeof(a->fpu.ymm));
 	bytes("x87", a->fpu.fx, b->fpu.fx, 160);
+	word("FCS ", 0, a->fpu.fcs, b->fpu.fcs);
+	word("FDS ", 0, a->fpu.fds, b->fpu.fds);
+	word("x87 used ", 0, a->fpu.x87_used, b->fpu.x87_used);
 	for (unsigned k = 0; k <= SEG_GS; k++) {
 		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
 		word("base ", k, a->seg[k].base, b->seg[k].base);
@@ -985,6 +1028,8 @@ int main(int argc, char **argv)
 			progress = true;
 		else if (!strcmp(argv[k], "--no-timer"))
 			timer = false;
+		else if (!strcmp(argv[k], "--x87"))
+			gen_x87_rich = true;
 		else if (k + 1 < argc && !strcmp(argv[k], "--seed"))
 			seed = strtoull(argv[++k], NULL, 0);
 		else if (k + 1 < argc && !strcmp(argv[k], "--programs"))

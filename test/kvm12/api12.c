@@ -673,6 +673,43 @@ static void cpuid_supported(struct guest *g)
 	free(c);
 }
 
+/* A client that computes in long double, with exceptions unmasked, and a guest that has raised some: an exit in the
+ * middle of its computation. */
+TEST(x87_state_is_each_sides_own)
+{
+	volatile long double three = 3;
+	const float half = 0.5f;
+	uint16_t fcw = 0x37a, got = 0;
+	uint32_t env[7];
+	struct guest g;
+	double d;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	/* fninit; fldz; fldz; fdivp; fld1; fadd dword [2000]; out; fstp qword [2010]; fnstsw [2018]; fnstcw [201a];
+	 * hlt */
+	CODE(&g, 0x1000, 0xdb, 0xe3, 0xd9, 0xee, 0xd9, 0xee, 0xde, 0xf9, 0xd9, 0xe8, 0xd8, 0x06, 0x00, 0x20, 0xe6, 0x10,
+	     0xdd, 0x1e, 0x10, 0x20, 0xdd, 0x3e, 0x18, 0x20, 0xd9, 0x3e, 0x1a, 0x20, 0xf4);
+	memcpy(g.ram + 0x2000, &half, 4);
+	for (unsigned n = 0; n < 2; n++) {
+		__asm__ volatile("fninit; fldcw %0" : : "m"(fcw));
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, n ? KVM_EXIT_HLT : KVM_EXIT_IO);
+		__asm__ volatile("fnstcw %0; fnstenv %1; fldcw %0" : "+m"(got), "=m"(env));
+		CHECK_EQ(got, fcw);
+		CHECK_EQ(env[2] & 0xffff, 0xffff);
+		three = three * three;
+		CHECK(three == (n ? 81 : 9));
+		__asm__ volatile("fninit");
+	}
+	memcpy(&d, g.ram + 0x2010, 8);
+	CHECK(d == 1.5);
+	CHECK_EQ(g.ram[0x2018], 1);    /* IE; SF is clear: 0 / 0 */
+	CHECK_EQ(g.ram[0x2019], 0x38); /* TOP 7: the quotient */
+	CHECK_EQ(g.ram[0x201a], 0x7f);
+	guest_close(&g);
+}
+
 TEST(registers_round_trip)
 {
 	struct kvm_regs r = {.rax = 1, .rbx = 2, .r15 = 15, .rip = 0x1234, .rflags = 0x46}, r2;

@@ -218,6 +218,39 @@ TEST(unmapped_behind_our_back_while_it_runs)
 		guest_close(&g);
 	}
 }
+
+/* The handler of REP STOS meets the hole; x87 state is as it was then. */
+TEST(x87_state_outlives_a_hole)
+{
+	for (unsigned n = 0; n < 10; n++) {
+		volatile uint32_t *word;
+		struct guest g;
+		pthread_t t;
+		void *rc;
+
+		CHECK_EQ(guest_open(&g, RAM), 0);
+		CHECK_EQ(start32(&g, 0x1000), 0);
+		/* fninit; fldz; again: fld1; faddp; inc dword [6000]; mov edi, ebx; mov ecx, 16; rep stosb; cmp dword
+		 * [6010], 0; je again; fistp dword [6008]; hlt */
+		CODE(&g, 0x1000, 0xdb, 0xe3, 0xd9, 0xee, 0xd9, 0xe8, 0xde, 0xc1, 0xff, 0x05, 0x00, 0x60, 0, 0, 0x89,
+		     0xdf, 0xb9, 16, 0, 0, 0, 0xf3, 0xaa, 0x83, 0x3d, 0x10, 0x60, 0, 0, 0, 0x74, 0xe4, 0xdb, 0x1d, 0x08,
+		     0x60, 0, 0, 0xf4);
+		word = (uint32_t *)(void *)(g.ram + 0x6000);
+		pthread_create(&t, NULL, run_raw, &g);
+		while (word[0] < 1000)
+			usleep(100);
+		syscall(SYS_munmap, g.ram + PAGE_AT, 4096);
+		pthread_join(t, &rc);
+		CHECK_EQ((long)rc, 1);
+		CHECK(g.run->exit_reason != KVM_EXIT_INTERNAL_ERROR);
+		CHECK_EQ(map_again(&g), 0);
+		word[4] = 1;
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+		CHECK_EQ(word[2], word[0]);
+		guest_close(&g);
+	}
+}
 #endif
 
 /* A file that shrinks under its mapping: SIGBUS. */
