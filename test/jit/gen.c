@@ -966,105 +966,10 @@ static void gen_branch(unsigned depth)
 	}
 }
 
-/* IRETQ to the next instruction, with RF now and then. */
-static void gen_iret(void)
-{
-	unsigned r = any_reg();
-	u8 *rip;
-
-	if (r == H_RSP)
-		return;
-	encode(&e, ENC_W, 0, 0x89, H_RSP, rm_reg(r));
-	e1(&e, 0x6a); /* push imm8 */
-	e1(&e, env->smap ? 0x10 : 0x2b);
-	push_pop(0x50, r);
-	e1(&e, 0x9c);
-	if (rnd(2)) {
-		encode(&e, ENC_W, 0, 0x81, 1, rm_mem(H_RSP, 0));
-		e4(&e, 1u << 16);
-	}
-	e1(&e, 0x6a);
-	e1(&e, env->smap ? 0x08 : 0x33);
-	encode(&e, ENC_W, 0, 0x8d, r, rm_mem(H_RSP, 0x12345678)); /* lea r, [rip + ...] */
-	e.p[-6] = (u8)((e.p[-6] & 0x38) | 5);
-	memmove(e.p - 5, e.p - 4, 4); /* no SIB byte */
-	rip = --e.p;
-	push_pop(0x50, r);
-	e1(&e, 0x48);
-	e1(&e, 0xcf);
-	{
-		s32 rel = (s32)(e.p - rip);
-
-		memcpy(rip - 4, &rel, 4);
-	}
-}
-
-/* RDFSBASE RDGSBASE WRFSBASE WRGSBASE */
-static void base_access(unsigned which, unsigned r)
-{
-	e1(&e, 0xf3);
-	e1(&e, (u8)(0x40 | rnd(2) << 3 | r >> 3));
-	e1(&e, 0x0f);
-	e1(&e, 0xae);
-	e1(&e, (u8)(0xc0 | which << 3 | (r & 7)));
-}
-
-/* System instructions of 64-bit code. */
-static void gen_system64(void)
-{
-	static const u8 cr[] = {0, 2, 3, 4, 8};
-	unsigned r = any_reg(), which;
-
-	switch (rnd(8)) {
-	case 0: /* CLAC, something, STAC */
-		if (!env->smap && rnd(8))
-			break;
-		e1(&e, 0x0f);
-		e2(&e, 0xca01);
-		if (rnd(2))
-			gen_alu();
-		e1(&e, 0x0f);
-		e2(&e, 0xcb01);
-		if (rnd(2))
-			gen_alu();
-		break;
-	case 1:
-	case 2: /* SGDT, SIDT */
-		encode(&e, 0, 1, 0x01, rnd(2), any_mem());
-		break;
-	case 3: /* MOV r, CRn */
-		if (!env->smap && rnd(8))
-			break;
-		which = cr[rnd(5)];
-		e1(&e, (u8)(0x40 | (which & 8) >> 1 | r >> 3));
-		e1(&e, 0x0f);
-		e1(&e, 0x20);
-		e1(&e, (u8)(0xc0 | (which & 7) << 3 | (r & 7)));
-		break;
-	case 4:
-	case 5: /* RDFSBASE and its kin */
-		which = rnd(4);
-		if (which >= 2 && rnd(4) && r != H_RSP)
-			emit_const(&e, r, (env->data_abs + rnd(1000)) | (rnd(3) ? 0 : 0xffff800000000000ull));
-		base_access(which, r);
-		if (rnd(2))
-			base_access(which & 1, any_reg());
-		break;
-	case 6:
-		gen_iret();
-		break;
-	default:
-		if (env->smap)
-			break;
-		e1(&e, 0x0f); /* syscall */
-		e1(&e, 0x05);
-	}
-}
-
 static void gen_system(void)
 {
 	if (is64() && rnd(2)) {
-		gen_system64();
+		gen_system64(&(struct gen){&e, env, any_reg, any_mem, gen_alu});
 		return;
 	}
 	switch (rnd(5)) {

@@ -5,6 +5,7 @@
 #define DEVKVM_TEST_JIT_GEN_H
 
 #include "../../src/base/types.h"
+#include "../../src/jit/emit.h"
 
 /* What the program may rely on: RSP and RDI (64-bit code: and R15) point into DATA; nothing is at FAR; port I/O does
  * something; INT INT_VECTOR changes nothing, SYSCALL at CPL 3 only what it must. */
@@ -36,5 +37,15 @@ u32 gen_rnd(u32 n);
 u64 gen_u64(void);
 void gen_place(const struct gen_env *env, struct program *p); /* chooses p->at */
 void gen_program(const struct gen_env *env, struct program *p);
+
+/* gen_system.c: what it needs of gen.c: where code goes, any register and memory operand, an instruction. */
+struct gen {
+	struct emit *e;
+	const struct gen_env *env;
+	unsigned (*reg)(void);
+	struct rm (*mem)(void);
+	void (*alu)(void);
+};
+void gen_system64(const struct gen *g);
 
 #endif
