@@ -92,8 +92,8 @@ $(BUILD)/devkvm: $(CLI_OBJ) $(BUILD)/libdevkvm.a
 
 $(CLI_OBJ): BASE_CFLAGS += -Iinclude -Iinclude/2006
 
-# Translated code calls mem_fill() and src/jit/quick.c with the guest's vector registers in the host's.
-$(BUILD)/src/mem/%.o $(BUILD)/src/kvm/dialect_12_ring.o $(BUILD)/src/base/ahead.o $(BUILD)/src/jit/quick.o $(BUILD)/src/jit/tb.o $(BUILD)/src/jit/smc.o: BASE_CFLAGS += -mgeneral-regs-only
+# Translated code calls mem_fill(), src/jit/quick.c and light.c with the guest's vector registers in the host's.
+$(BUILD)/src/mem/%.o $(BUILD)/src/kvm/dialect_12_ring.o $(BUILD)/src/base/ahead.o $(BUILD)/src/cpu/seg.o $(BUILD)/src/jit/quick.o $(BUILD)/src/jit/light.o $(BUILD)/src/jit/tb.o $(BUILD)/src/jit/smc.o: BASE_CFLAGS += -mgeneral-regs-only
 
 # Handlers run with the guest's x87 state in the host's registers.
 $(BUILD)/src/%.o: BASE_CFLAGS += -mno-80387

@@ -283,6 +283,12 @@ void cpu_set_rflags(struct vcpu *v, u64 val, u64 mask);
 /* Stores to CR0/CR3/CR4/EFER without checks, with all the consequences (TLB flush, mode switch). For ioctls. */
 void cpu_set_crs(struct vcpu *v, u64 cr0, u64 cr3, u64 cr4, u64 efer);
 
+/* vcpu->code_key of such a state. */
+static inline u32 cpu_code_key(unsigned mode, unsigned dmode, unsigned cpl, bool stack_is_32)
+{
+	return mode | dmode << 3 | (u32)(cpl == 3) << 5 | (u32)stack_is_32 << 6;
+}
+
 /* ---- seg.c: segment loads, far control transfers, call gates, task switches ---------------------------------------
  */
 

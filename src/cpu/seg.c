@@ -156,6 +156,7 @@ int desc_mark_accessed(struct vcpu *v, u16 sel, struct seg *s)
 /* SDM vol. 3, figure 3-8. */
 void desc_unpack(u64 raw, u16 sel, struct seg *s)
 {
+	memset(s, 0, sizeof(*s));
 	s->sel = sel;
 	s->base = (raw >> 16 & 0xffffff) | (raw >> 56 & 0xff) << 24;
 	s->limit = (u32)((raw & 0xffff) | (raw >> 48 & 0xf) << 16);
@@ -169,9 +170,6 @@ void desc_unpack(u64 raw, u16 sel, struct seg *s)
 	s->g = raw >> 55 & 1;
 	if (s->g)
 		s->limit = s->limit << 12 | 0xfff;
-	s->unusable = false;
-	s->flat = 0;
-	s->read_end = s->write_end = 0;
 }
 
 void seg_make_null(struct seg *s, u16 sel, unsigned dpl)
@@ -333,18 +331,24 @@ int seg_load(struct vcpu *v, unsigned n, u16 sel)
 	return rc;
 }
 
+/* Field by field: a system call is four of these. Derived as by seg_derive(). */
 static void set_flat(struct vcpu *v, unsigned n, u16 sel, unsigned type, unsigned dpl, bool l)
 {
-	v->seg[n] = (struct seg){.sel = sel,
-	                         .type = (u8)type,
-	                         .dpl = (u8)dpl,
-	                         .s = true,
-	                         .present = true,
-	                         .db = !l,
-	                         .l = l,
-	                         .g = true,
-	                         .limit = LIMIT_4G};
-	seg_derive(v, n);
+	struct seg *s = &v->seg[n];
+	bool code = type & SEGT_CODE;
+
+	s->sel = sel;
+	s->type = (u8)type;
+	s->dpl = (u8)dpl;
+	s->s = s->present = s->g = true;
+	s->db = !l;
+	s->l = l;
+	s->avl = s->unusable = false;
+	s->limit = LIMIT_4G;
+	s->base = 0;
+	s->flat = code ? MEM_READ : MEM_READ | MEM_WRITE;
+	s->read_end = (u64)LIMIT_4G + 1;
+	s->write_end = code ? 0 : (u64)LIMIT_4G + 1;
 }
 
 void seg_set_flat_cs(struct vcpu *v, u16 sel, unsigned dpl, bool long_mode)

@@ -135,7 +135,7 @@ void cpu_update_mode(struct vcpu *v)
 	else
 		v->dmode = cs->db ? DECODE_32 : DECODE_16;
 	v->stack_is_32 = v->seg[SEG_SS].db;
-	v->code_key = (u32)(v->mode | v->dmode << 3 | (cpl == 3) << 5 | v->stack_is_32 << 6);
+	v->code_key = cpu_code_key(v->mode, v->dmode, cpl, v->stack_is_32);
 	if (v->mode != old) {
 		for (unsigned n = 0; n <= SEG_GS; n++)
 			seg_derive(v, n);

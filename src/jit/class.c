@@ -176,6 +176,8 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_MOV:
 		mov(i, n);
+		if (n->cls == K_HANDLER)
+			system_classify(i, key, n);
 		return;
 	case ZYDIS_MNEMONIC_ADD:
 	case ZYDIS_MNEMONIC_OR:
@@ -444,6 +446,7 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		break;
 	}
 	string_once(i, n);
+	system_classify(i, key, n);
 	if (i->map == 1 && (i->opcode & 0xf0) == 0x80 && i->op[0].kind == OPK_REL) {
 		if (branch_size) {
 			n->cls = K_JCC;
@@ -555,5 +558,6 @@ void classify(const struct insn *i, u32 key, struct nat *n)
 		memset(n, 0, sizeof(*n));
 		n->fr = F_ALL;
 	}
-	n->ends = interp_ends_block(i) || n->cls == K_JMP || n->cls == K_JMPI;
+	n->ends =
+	        interp_ends_block(i) || n->cls == K_JMP || n->cls == K_JMPI || (n->cls == K_AC && system_ends(i, key));
 }

@@ -197,6 +197,15 @@ u32 jit_call(struct vcpu *v, u32 idx)
 	           go_by_cache(v, j, jit_key(v))) {
 		v->jt.flags = fl_pack(v->rflags);
 		return CALLED_JUMP;
+	} else if (rc == STEP_EXCP && !j->lockstep) {
+		/* Page faults above all: the handler's code is known, most often. */
+		j->next = interp_after(v, i, rc);
+		if (j->next == INTERP_GO_ON && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && calm(v, j) &&
+		    go_by_cache(v, j, jit_key(v))) {
+			v->jt.flags = fl_pack(v->rflags);
+			return CALLED_JUMP;
+		}
+		j->delivered = true;
 	}
 	j->rc = rc;
 	j->insn = i;
@@ -511,6 +520,27 @@ void jit_emit_stubs(struct jit *j)
 	emit_jump_by_key(j, e);
 	patch_rel(at, e->delta, emit_rx(e));
 	emit_return(j, e, LEFT_AFTER);
+	/* light_stub: R8 = index of the call: light.c does it, or its handler. */
+	j->light_stub = emit_rx(e);
+	emit_c_begin(e);
+	emit_store(e, H_R15, R_RSP * 8, H_R14);
+	emit_mov(e, H_RDI, H_R15);
+	encode(e, 0, 0, 0x89, H_R8, rm_reg(H_RSI));
+	emit_const(e, H_RAX, (u64)(uintptr_t)jit_light);
+	encode(e, 0, 0, 0xff, 2, rm_reg(H_RAX));
+	emit_mov(e, H_R11, H_RAX);
+	emit_c_end(e);
+	emit_load(e, H_R14, H_R15, R_RSP * 8);
+	emit_load(e, H_R8, H_R15, VOFF(jt.c_r8));
+	encode(e, ENC_W, 0, 0x83, 7, rm_reg(H_R11)); /* cmp r11, LIGHT_ON */
+	e1(e, 1);
+	emit_jcc(e, 2, j->call_stub);
+	at = emit_jcc(e, 5, NULL);
+	e1(e, 0xc3);
+	patch_rel(at, e->delta, emit_rx(e));
+	emit_ret_base(j, e);
+	emit_load(e, H_R8, H_R15, VOFF(jt.to));
+	encode(e, 0, 0, 0xff, 4, rm_reg(H_R11)); /* jmp r11 */
 	/* fill_stub: R11 = address, R10 = size and kind of an access that missed; Z: the TLB has it now; A (neither
 	 * carry nor zero): its bytes are at the address + R11; C: its handler. */
 	j->fill_stub = emit_rx(e);
@@ -631,6 +661,10 @@ int jit_left(struct vcpu *v, u32 left)
 
 	if (left == LEFT_AFTER) {
 		j->n.after++;
+		if (j->delivered) {
+			j->delivered = false;
+			return j->next;
+		}
 		if (j->rc > STEP_JUMP || (v->mmu.n_writes | v->mmu.n_reads))
 			return interp_after(v, j->insn, j->rc);
 		v->interp->left = false;

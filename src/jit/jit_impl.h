@@ -131,6 +131,7 @@ struct tb {
 /* A direct jump that can be linked to the block at `rip`. */
 struct site {
 	u64 rip;
+	u32 key;      /* of the target: the block's own, but for STAC and CLAC */
 	u32 at;       /* displacement: offset in the code memory */
 	u32 unlinked; /* where it jumps before: the same */
 	u32 from;     /* the block it is of: meta_at() */
@@ -153,6 +154,7 @@ struct call {
 	};
 	u16 off;        /* from the block's start */
 	bool sys;       /* may change mode, flags outside the arithmetic ones, translation */
+	u8 light;       /* enum light: what light.c does first */
 	bool group : 1; /* of a group's leader */
 	bool kept : 1;  /* always goes to its handler; others are decoded when needed (decoded[]) */
 };
@@ -185,8 +187,8 @@ struct jit {
 	struct front *front;
 	struct emit e, cold;         /* what runs often, and what lies out of line */
 	u8 *code_start, *cold_start; /* after the stubs, writable view */
-	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *ret_miss, *jump[2],
-	        *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub, *x87_load, *x87_store, *call_stub_x87;
+	const u8 *enter, *leave_lookup, *leave_link, *long_lookup, *long_link, *call_stub, *light_stub, *ret_miss,
+	        *jump[2], *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub, *x87_load, *x87_store, *call_stub_x87;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
 		u64 serial; /* v->mmu.flushes_local */
@@ -205,7 +207,9 @@ struct jit {
 	_Atomic(bool) again; /* the others must look at again_list once more, when our stores are done: smc.c */
 	gpa_t again_list[16];
 	unsigned n_again;
-	int rc; /* LEFT_AFTER */
+	int rc;         /* LEFT_AFTER */
+	bool delivered; /* what the handler raised is on its way: `next` is the loop's part */
+	int next;       /* enum interp_next */
 	const struct insn *insn;
 	u32 vm_version;
 
@@ -225,7 +229,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, after, interp, epochs, gens, gens_local, slow;
+		        quick, light, after, interp, epochs, gens, gens_local, slow;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -282,6 +286,11 @@ void tb_flush(struct jit *j);
 void tb_new_gen(struct jit *j);       /* no guard holds any more */
 void tb_new_gen_local(struct jit *j); /* no local guard does */
 void *meta_alloc(struct jit *j, size_t size);
+/* Where the jump cache has a linear address. */
+static inline struct jc_entry *jc_of(const struct jit *j, u64 rip)
+{
+	return &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
+}
 static inline u32 meta_at(const struct jit *j, const void *p)
 {
 	return (u32)((const u8 *)p - j->meta);
@@ -308,6 +317,14 @@ void smc_unregister(struct jit *j);
 /* quick.c: code to go on at, NULL: the dispatcher has to find it. */
 const u8 *jit_quick_lookup(struct vcpu *v, u64 rip);
 const u8 *jit_quick_link(struct vcpu *v, u32 site);
+
+/* light.c */
+enum light { LIGHT_NONE, LIGHT_SYSCALL, LIGHT_SYSRET, LIGHT_IRET, LIGHT_WRBASE, LIGHT_POPF };
+u8 light_of(const struct insn *i);
+/* The instruction of a call. NULL: nothing is done, its handler must; LIGHT_ON: go on behind it; else code to go on at,
+ * with jt.to in R8. */
+#define LIGHT_ON ((const u8 *)1)
+const u8 *jit_light(struct vcpu *v, u32 idx);
 
 /* The world is as translated code expects it: nothing to look at, and all guards as good as they were. */
 static inline bool jit_undisturbed(const struct vcpu *v, const struct jit *j)
@@ -383,6 +400,11 @@ enum cls {
 	K_DF, /* CLD, STD */
 	K_PUSHF,
 	K_SWAPGS,
+	K_AC,          /* STAC, CLAC */
+	K_TABLE,       /* SGDT, SIDT */
+	K_FROM_CR,     /* MOV r, CRn */
+	K_RDBASE,      /* RDFSBASE, RDGSBASE */
+	K_LIGHT,       /* a handler's work by a function that leaves the registers where they are, if it is plain */
 	K_TSC,         /* RDTSC, RDTSCP */
 	K_BITMEM,      /* BT and its kin, memory, the bit's number in a register */
 	K_STRING_ONCE, /* MOVS LODS STOS SCAS, not repeated */
@@ -409,6 +431,18 @@ struct nat {
 	u8 align;                      /* of the memory operand; 0: any */
 };
 void classify(const struct insn *i, u32 key, struct nat *n);
+/* Does C get to see the vector registers? */
+static inline bool nat_is_called(const struct nat *n)
+{
+	return n->cls == K_HANDLER || n->cls == K_LIGHT;
+}
+/* system.c: system instructions that need no handler; leaves the others alone. */
+void system_classify(const struct insn *i, u32 key, struct nat *n);
+/* STAC, CLAC: it may change what data accesses see. */
+static inline bool system_ends(const struct insn *i, u32 key)
+{
+	return (key >> KEY_CTX_SHIFT & 3) == (i->mnemonic == ZYDIS_MNEMONIC_STAC ? TLB_SUPER : TLB_SUPER_AC);
+}
 static inline bool nat_is_conditional(const struct nat *n)
 {
 	return n->cls == K_JCC || n->cls == K_COUNT;

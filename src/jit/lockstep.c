@@ -43,6 +43,7 @@ struct lpage {
 /* The parts of struct vcpu that a block may change. */
 struct state {
 	u64 r[R_COUNT], rflags;
+	enum tlb_ctx ctx;
 	u8 mode[offsetof(struct vcpu, jt) - offsetof(struct vcpu, mode)];
 	_Alignas(8) u8 rest[offsetof(struct vcpu, ops) - offsetof(struct vcpu, seg)];
 	unsigned n_reads, n_writes, next_write;
@@ -148,6 +149,7 @@ static void save(const struct vcpu *v, struct state *s)
 {
 	memcpy(s->r, v->r, sizeof(s->r));
 	s->rflags = v->rflags;
+	s->ctx = v->mmu.ctx;
 	memcpy(s->mode, &v->mode, sizeof(s->mode));
 	memcpy(s->rest, v->seg, sizeof(s->rest));
 	s->n_reads = v->mmu.n_reads;
@@ -160,6 +162,7 @@ static void load(struct vcpu *v, const struct state *s)
 {
 	memcpy(v->r, s->r, sizeof(s->r));
 	v->rflags = s->rflags;
+	v->mmu.ctx = s->ctx;
 	memcpy(&v->mode, s->mode, sizeof(s->mode));
 	memcpy(v->seg, s->rest, sizeof(s->rest));
 	v->mmu.n_reads = s->n_reads;
@@ -174,7 +177,8 @@ static void load(struct vcpu *v, const struct state *s)
 
 static bool same_state(const struct state *a, const struct state *b, bool excp)
 {
-	if (memcmp(a->r, b->r, sizeof(a->r)) || a->rflags != b->rflags)
+	if (memcmp(a->r, b->r, sizeof(a->r)) || a->rflags != b->rflags || a->ctx != b->ctx ||
+	    memcmp(a->mode, b->mode, sizeof(a->mode)))
 		return false;
 	if (memcmp(PART(a, seg), PART(b, seg), SPAN(seg, excp)) ||
 	    memcmp(PART(a, pending_db), PART(b, pending_db), sizeof(u64)) ||

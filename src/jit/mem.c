@@ -116,10 +116,15 @@ void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, en
 		c->slow[c->n_slow - 1].go = emit_rx(&c->e);
 }
 
-/* The same where the address of the last byte is in R10 already. */
-void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind)
+/* The same for RCX elements, at least one: [R8, R8 + (RCX << scale)) must lie in one page. */
+void emit_check_run(struct trans *c, unsigned k, unsigned scale, enum tlb_kind kind)
 {
+	const u8 *retry = emit_rx(&c->e);
+
+	encode(&c->e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
 	emit_tag(c, k, H_R8, (u32)-4096, kind);
+	/* The first element's access is certain. */
+	slow_retry(c, retry, H_R8, 1u << scale, kind);
 }
 
 /* R11 = where the TLB entry of the address in `reg` lies, relative to the array's start. */

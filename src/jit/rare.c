@@ -99,8 +99,11 @@ void emit_string(struct trans *c, unsigned k)
 	unsigned size = c->nat[k].size, scale = size == 8 ? 3 : size == 4 ? 2 : size == 2 ? 1 : 0;
 	bool movs = c->nat[k].rm_r;
 	struct emit *e = &c->e;
+	u8 *none;
 
 	flags_give(c, k);
+	encode(e, ENC_W, 0, 0x85, H_RCX, rm_reg(H_RCX));
+	none = emit_jcc(e, 4, NULL);
 	encode(e, 0, 0, 0xf7, 0, rm_mem(H_R15, VOFF(rflags))); /* test dword, DF */
 	e4(e, (u32)FLAGS_DF);
 	slow_at(c, k, emit_jcc(e, 5, NULL));
@@ -109,13 +112,11 @@ void emit_string(struct trans *c, unsigned k)
 	slow_at(c, k, emit_jcc(e, 7, NULL));
 	if (movs) {
 		emit_mov(e, H_R8, H_RSI);
-		encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
-		emit_check_to(c, k, TLB_READ);
+		emit_check_run(c, k, scale, TLB_READ);
 		emit_store(e, H_R15, VOFF(jt.tmp), H_R11);
 	}
 	emit_mov(e, H_R8, H_RDI);
-	encode(e, ENC_W, 0, 0x8d, H_R10, rm_sib(H_R8, H_RCX, scale, -1));
-	emit_check_to(c, k, TLB_WRITE);
+	emit_check_run(c, k, scale, TLB_WRITE);
 	if (movs) {
 		emit_load(e, H_R10, H_R15, VOFF(jt.tmp));
 		encode(e, ENC_W, 0, 0x01, H_R10, rm_reg(H_RSI));
@@ -130,4 +131,5 @@ void emit_string(struct trans *c, unsigned k)
 	encode(e, ENC_W, 0, 0x29, H_R11, rm_reg(H_RDI));
 	if (movs)
 		encode(e, ENC_W, 0, 0x29, H_R10, rm_reg(H_RSI));
+	patch_rel(none, e->delta, emit_rx(e));
 }

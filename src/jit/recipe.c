@@ -291,6 +291,8 @@ u16 regs_written(const struct insn *i, const struct nat *n)
 	case K_STI:
 	case K_DF:
 	case K_SWAPGS:
+	case K_AC:
+	case K_TABLE:
 	case K_BITMEM:
 		return 0;
 	case K_MOFFS:
@@ -585,7 +587,7 @@ u32 recipe_make(struct trans *c, unsigned k, struct carried *exit)
 	                      : 0;
 	bool full = false;
 
-	for (unsigned p = k; p-- > 0 && c->nat[p].cls != K_HANDLER;) {
+	for (unsigned p = k; p-- > 0 && !nat_is_called(&c->nat[p]);) {
 		const struct nat *nat = &c->nat[p];
 
 		if (nat->fmod) {

@@ -77,7 +77,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 			need |= look(c, target_of(c, &i, rip), depth - 1, x) & ~killed;
 		} else if (nat.cls == K_JMP || nat.cls == K_CALL) {
 			rip = target_of(c, &i, rip);
-		} else if (nat.ends || nat.cls == K_HANDLER) {
+		} else if ((nat.ends && nat.cls != K_AC) || nat_is_called(&nat)) {
 			break;
 		}
 	}
@@ -110,7 +110,7 @@ static bool is_sys(const struct insn *i)
 /* Does the handler of it, which it goes to always or (FLDCW) by its slow way, change what the key depends on? */
 static bool may_change_key(const struct insn *i, const struct nat *n)
 {
-	return (n->cls == K_HANDLER || n->cls == K_X87) && is_sys(i);
+	return (nat_is_called(n) || n->cls == K_X87) && is_sys(i);
 }
 
 static void to_handler(struct trans *c, unsigned k)
@@ -233,7 +233,7 @@ static bool gives_flags(const struct trans *c, unsigned k)
 			return true;
 		/* A handler put the vector registers away. */
 		while (k-- > 0)
-			if (c->nat[k].cls == K_HANDLER)
+			if (nat_is_called(&c->nat[k]))
 				return true;
 		return false;
 	}
@@ -263,7 +263,9 @@ void liveness(struct trans *c)
 	struct carried *x = c->carried;
 	u8 live = F_ALL;
 
-	if (n->cls == K_JMP || n->cls == K_CALL)
+	if (n->cls == K_AC && n->ends)
+		live = live_at_exit(c, last, last, look(c, c->end_rip, 1, &x[last]));
+	else if (n->cls == K_JMP || n->cls == K_CALL)
 		live = live_at_exit(c, last, last, look(c, target_of(c, &c->insn[last], c->end_rip), 1, &x[last]));
 	else if (!n->ends)
 		live = live_at_exit(c, EXIT_END, c->n, look(c, c->end_rip, 1, &x[EXIT_END]));

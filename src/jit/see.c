@@ -32,6 +32,7 @@ static void print(const struct jit *j)
 	            {"guest instructions run", j->v->n_insns},
 	            {"entries from the dispatcher", j->n.lookups},
 	            {"jumps found without leaving", j->n.quick},
+	            {"system instructions without their handlers", j->n.light},
 	            {"handler calls", j->n.helper},
 	            {"of these that ended in the dispatcher", j->n.after},
 	            {"blocks interpreted", j->n.interp},

@@ -39,11 +39,6 @@ static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
 	return (u32)(g - j->guards);
 }
 
-static struct jc_entry *jc_of(const struct jit *j, u64 rip)
-{
-	return &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
-}
-
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page)
 {
 	/* Without global pages every flush is one of all. */
@@ -123,7 +118,7 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 	const struct tb *from = meta_ptr(j, s->from);
 	u8 *at = j->mem.rw + s->at;
 
-	if (from->dead || s->rip != to->rip || from->key != to->key)
+	if (from->dead || s->rip != to->rip || s->key != to->key)
 		return;
 	if (unlikely(j->chaos.on) && chaos_rnd(j, 4) == 0)
 		return;

@@ -137,7 +137,8 @@ static u32 call_of(struct trans *c, unsigned k)
 	call->recipe = c->recipe_in[k];
 	call->insn = 0;
 	call->kept = false;
-	if (c->nat[k].cls == K_HANDLER) {
+	call->light = c->nat[k].cls == K_LIGHT ? light_of(&c->insn[k]) : LIGHT_NONE;
+	if (nat_is_called(&c->nat[k])) {
 		struct insn *i = meta_alloc(j, sizeof(*i));
 
 		*i = c->insn[k];
@@ -391,6 +392,7 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 
 	x->at = at;
 	x->rip = rip;
+	x->key = c->key;
 	x->save = c->host && live;
 	x->recipe = 0;
 	x->poll = c->after_sti;
@@ -398,13 +400,14 @@ static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
 }
 
 /* The site that jumps by `at` (writable view); unlinked it goes on to a stub out of line, which asks for the link. */
-static void new_site(struct trans *c, u64 rip, u8 *at, bool cross, bool poll)
+static void new_site(struct trans *c, u64 rip, u32 key, u8 *at, bool cross, bool poll)
 {
 	struct jit *j = c->j;
 	struct site *s = &j->sites[j->n_sites];
 
 	memset(s, 0, sizeof(*s));
 	s->rip = rip;
+	s->key = key;
 	s->at = (u32)(at - j->mem.rw);
 	s->from = meta_at(j, c->tb);
 	s->poll = poll || rip <= c->tb->rip;
@@ -421,12 +424,12 @@ static void new_site(struct trans *c, u64 rip, u8 *at, bool cross, bool poll)
 }
 
 /* What a jump to `rip` does: `at` is the displacement that leads here, or NULL when this code is fallen into. */
-static void emit_exit(struct trans *c, u8 *at, u64 rip, bool poll)
+static void emit_exit(struct trans *c, u8 *at, u64 rip, u32 key, bool poll)
 {
 	struct emit *e = &c->e;
 
 	if (((rip ^ c->tb->rip) & PAGE_MASK) == 0) {
-		new_site(c, rip, at ? at : emit_jmp(e, 0xe9, NULL), false, poll);
+		new_site(c, rip, key, at ? at : emit_jmp(e, 0xe9, NULL), false, poll);
 		return;
 	}
 	if (at)
@@ -438,7 +441,7 @@ static void emit_exit(struct trans *c, u8 *at, u64 rip, bool poll)
 	e1(e, 0x05);
 	e4(e, 0);
 	emit_jcc(e, 5, NULL);
-	new_site(c, rip, emit_jmp(e, 0xe9, NULL), true, poll);
+	new_site(c, rip, key, emit_jmp(e, 0xe9, NULL), true, poll);
 }
 
 /* Jump to the address in R8 through the jump cache. */
@@ -557,7 +560,7 @@ static void emit_landing(struct trans *c, u64 ret)
 		encode(e, ENC_W, 0, 0x39, H_R10, rm_reg(H_R8));
 	}
 	emit_jcc(e, 5, c->j->ret_miss);
-	emit_exit(c, NULL, ret, false);
+	emit_exit(c, NULL, ret, c->key, false);
 }
 
 static void emit_call(struct trans *c, unsigned k)
@@ -674,11 +677,10 @@ static void emit_raw(struct trans *c, unsigned k)
 
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
 
-static void emit_handler(struct trans *c, unsigned k)
+static void emit_called(struct trans *c, unsigned k, const u8 *stub)
 {
-	struct emit *e = &c->e;
-
 	bool x87 = x87_seen_by(&c->insn[k]);
+	struct emit *e = &c->e;
 
 	if (c->host)
 		flags_save(e);
@@ -688,8 +690,29 @@ static void emit_handler(struct trans *c, unsigned k)
 	c->exact = c->real = true;
 	c->stored = 0;
 	emit_const(e, H_R8, call_of(c, k));
-	emit_jmp(e, 0xe8, x87 ? c->j->call_stub_x87 : c->j->call_stub);
-	c->j->n.handler_insns++;
+	emit_jmp(e, 0xe8, stub);
+}
+
+/* STAC, CLAC: where they change what data accesses see, the block ends and another key's goes on. */
+static void emit_smap(struct trans *c, unsigned k)
+{
+	bool stac = c->insn[k].mnemonic == ZYDIS_MNEMONIC_STAC;
+	struct emit *e = &c->e;
+
+	flags_give(c, k);
+	encode(e, 0, 0, 0x81, stac ? 1 : 4, rm_mem(H_R15, VOFF(rflags)));
+	e4(e, stac ? (u32)FLAGS_AC : ~(u32)FLAGS_AC);
+	if (!c->nat[k].ends)
+		return;
+	exit_recipe(c, k);
+	if (stac) {
+		encode(e, 0, 0, 0x80, 7, rm_mem(H_R15, VOFF(mmu.smap))); /* cmp byte, 0 */
+		e1(e, 0);
+		exit_at(c, emit_jcc(e, 4, NULL), c->end_rip, 0);
+	}
+	emit_ctx(c, stac ? TLB_SUPER_AC : TLB_SUPER);
+	exit_at(c, emit_jmp(e, 0xe9, NULL), c->end_rip, 0);
+	c->exit[c->n_exit - 1].key ^= 1u << KEY_CTX_SHIFT;
 }
 
 /* Behind the instruction that an STI shadows: an interrupt may come now. */
@@ -729,7 +752,7 @@ static void emit_insn(struct trans *c, unsigned k)
 	unsigned hr;
 
 	put_before(c, k);
-	if (n->ends || n->cls == K_HANDLER || nat_is_relative(n) || n->cls == K_CALLI || n->cls == K_RET)
+	if (n->ends || nat_is_called(n) || nat_is_relative(n) || n->cls == K_CALLI || n->cls == K_RET)
 		x87_settle(c);
 	switch (n->cls) {
 	case K_MODRM:
@@ -874,6 +897,24 @@ static void emit_insn(struct trans *c, unsigned k)
 	case K_VEX:
 		vec_emit(c, k);
 		break;
+	case K_AC:
+		emit_smap(c, k);
+		break;
+	case K_TABLE:
+		emit_table(c, k);
+		break;
+	case K_FROM_CR:
+		emit_from_cr(c, k);
+		break;
+	case K_RDBASE:
+		emit_rdbase(c, k);
+		break;
+	case K_LIGHT:
+		/* The operand is not among what the stub stores. */
+		if (i->op[0].kind == OPK_GPR && host_of[i->op[0].reg] != H_NONE)
+			emit_store(e, H_R15, i->op[0].reg * 8, host_of[i->op[0].reg]);
+		emit_called(c, k, c->j->light_stub);
+		break;
 	case K_X87:
 		x87_emit(c, k);
 		break;
@@ -881,7 +922,8 @@ static void emit_insn(struct trans *c, unsigned k)
 		mmx_emit(c, k);
 		break;
 	default:
-		emit_handler(c, k);
+		emit_called(c, k, x87_seen_by(i) ? c->j->call_stub_x87 : c->j->call_stub);
+		c->j->n.handler_insns++;
 	}
 	put_after(c, k);
 }
@@ -999,7 +1041,7 @@ static void emit_out_of_line(struct trans *c)
 			emit_jmp(e, 0xe9, c->j->leave_lookup);
 			continue;
 		}
-		emit_exit(c, x->at, x->rip, x->poll);
+		emit_exit(c, x->at, x->rip, x->key, x->poll);
 	}
 }
 
@@ -1109,7 +1151,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		encode(e, ENC_W, 0, 0x81, 0, rm_mem(H_R15, VOFF(n_insns)));
 		e4(e, c->n);
 	}
-	if (tb->beyond && c->nat[0].cls != K_HANDLER)
+	if (tb->beyond && !nat_is_called(&c->nat[0]))
 		emit_border_check(c);
 	vec_begin(c);
 	x87_begin(c);
@@ -1130,7 +1172,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 			flags_save(e);
 		else
 			exit_recipe(c, EXIT_END);
-		emit_exit(c, NULL, c->end_rip, false);
+		emit_exit(c, NULL, c->end_rip, c->key, false);
 	}
 	emit_out_of_line(c);
 	patch_rel(poll, e->delta, emit_rx(&j->cold));

@@ -36,6 +36,7 @@ struct exit {
 	u64 rip;
 	bool save;  /* flags to jt.flags first */
 	u32 recipe; /* or this one of them, with carried[id]; 0: neither */
+	u32 key;    /* of the code there */
 	u8 id;
 	bool poll;   /* look at events whatever the direction */
 	bool lookup; /* to the dispatcher, unlinked */
@@ -180,7 +181,7 @@ bool emit_group(struct trans *c, unsigned k);
 struct rm emit_operand(struct trans *c, unsigned k, unsigned size, unsigned align, enum tlb_kind kind);
 void emit_check(struct trans *c, unsigned k, unsigned size, enum tlb_kind kind);
 void emit_check_reg(struct trans *c, unsigned k, unsigned reg, unsigned size, enum tlb_kind kind);
-void emit_check_to(struct trans *c, unsigned k, enum tlb_kind kind);
+void emit_check_run(struct trans *c, unsigned k, unsigned scale, enum tlb_kind kind);
 /* A checked operand whose address is in R8. */
 static inline struct rm rm_guest(void)
 {
@@ -217,6 +218,12 @@ void emit_swapgs(struct trans *c);
 void emit_tsc(struct trans *c, unsigned k);
 void emit_bitmem(struct trans *c, unsigned k);
 void emit_string(struct trans *c, unsigned k);
+
+/* system.c */
+void emit_ctx(struct trans *c, enum tlb_ctx ctx);
+void emit_table(struct trans *c, unsigned k);
+void emit_from_cr(struct trans *c, unsigned k);
+void emit_rdbase(struct trans *c, unsigned k);
 
 /* string.c */
 void emit_string_once(struct trans *c, unsigned k);

@@ -368,7 +368,7 @@ static void gen_stack(void)
 		imm_for(0, 1);
 		{
 			u32 fl = 2 | (rnd(0x1000) & 0x8d5) | (is64() && rnd(2) ? 0x200 : 0) |
-			         (env->bits != 16 && rnd(4) == 0 ? 0x200000 : 0);
+			         (env->bits != 16 && rnd(4) == 0 ? 0x200000 : 0) | (env->smap && rnd(12) ? 0x40000 : 0);
 
 			memcpy(e.p - (env->bits == 16 ? 2 : 4), &fl, env->bits == 16 ? 2 : 4);
 		}
@@ -968,6 +968,10 @@ static void gen_branch(unsigned depth)
 
 static void gen_system(void)
 {
+	if (is64() && rnd(2)) {
+		gen_system64(&(struct gen){&e, env, any_reg, any_mem, gen_alu});
+		return;
+	}
 	switch (rnd(5)) {
 	case 0:
 		e1(&e, 0xcd);
@@ -1135,7 +1139,7 @@ static void gen_one(unsigned depth)
 		gen_patch();
 		break;
 	case 35:
-		if (rnd(3) == 0)
+		if (rnd(2) == 0)
 			gen_system();
 		else if (depth == 0)
 			gen_any();

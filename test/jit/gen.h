@@ -5,15 +5,17 @@
 #define DEVKVM_TEST_JIT_GEN_H
 
 #include "../../src/base/types.h"
+#include "../../src/jit/emit.h"
 
 /* What the program may rely on: RSP and RDI (64-bit code: and R15) point into DATA; nothing is at FAR; port I/O does
- * something; INT INT_VECTOR changes nothing. */
+ * something; INT INT_VECTOR changes nothing, SYSCALL at CPL 3 only what it must. */
 #define INT_VECTOR 0x30
 
 struct gen_env {
 	unsigned bits; /* 64, 32, 16 */
 	bool segs;     /* segments have bases and limits, and GS shows the code */
 	bool vex, io, sse;
+	bool smap;           /* CPL 0, data are user pages: RFLAGS.AC is to be set */
 	u64 code, code_size; /* linear window that programs lie in */
 	u64 data_abs;        /* address of the data for absolute operands */
 	u64 mmio;            /* a page without memory; 0: none */
@@ -35,5 +37,15 @@ u32 gen_rnd(u32 n);
 u64 gen_u64(void);
 void gen_place(const struct gen_env *env, struct program *p); /* chooses p->at */
 void gen_program(const struct gen_env *env, struct program *p);
+
+/* gen_system.c: what it needs of gen.c: where code goes, any register and memory operand, an instruction. */
+struct gen {
+	struct emit *e;
+	const struct gen_env *env;
+	unsigned (*reg)(void);
+	struct rm (*mem)(void);
+	void (*alu)(void);
+};
+void gen_system64(const struct gen *g);
 
 #endif

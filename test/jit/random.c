@@ -56,6 +56,7 @@
 #define SYS_GDT 0x1000
 #define SYS_TSS 0x1100
 #define SYS_CODE 0x2000
+#define SYS_SYSCALL 0x2f00
 #define SYS_COUNT 0x3000 /* what lies below does not change */
 #define SYS_STACK 0x4000
 
@@ -195,7 +196,7 @@ static const struct vcpu_ops ops = {.pio = port,
 
 /* ---- the machines ----------------------------------------------------------------------------------------------- */
 
-static u8 *add_window(struct machine *k, gpa_t gpa, u64 size)
+static u8 *add_window(struct machine *k, gpa_t gpa, u64 size, bool user)
 {
 	u8 *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct memslot *s = &k->win_slot[k->nwin];
@@ -206,7 +207,7 @@ static u8 *add_window(struct machine *k, gpa_t gpa, u64 size)
 		exit(2);
 	}
 	for (u64 a = gpa; a < gpa + size; a += PAGE_SIZE)
-		machine_map(k, a, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
+		machine_map(k, a, PTE_P | PTE_W | (user ? PTE_U : 0) | PTE_A | PTE_D);
 	return p;
 }
 
@@ -311,6 +312,11 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 		memcpy(tss + 4, &esp, 4);
 		memcpy(tss + 8, &ss, 4);
 	}
+	/* SYSCALL: SYSRETQ. */
+	memcpy(s->sys + SYS_SYSCALL, "\x48\x0f\x07", 3);
+	v->star = 0x23ull << 48 | 0x08ull << 32;
+	v->lstar = u->sys + SYS_SYSCALL;
+	v->sfmask = FLAGS_IF | FLAGS_DF | FLAGS_AC;
 	v->gdt = (struct dtable){u->sys + SYS_GDT, 0x4f};
 	v->idt = (struct dtable){u->sys + SYS_IDT, (u16)(lma ? 0xfff : 0x7ff)};
 	v->seg[SEG_LDTR] = (struct seg){.unusable = true};
@@ -338,13 +344,13 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 	v->ops = &ops;
 	v->owner = s;
 	v->tsc_offset = 0;
-	s->code = add_window(&s->m, u->env.code, CODE_SIZE);
-	s->data = add_window(&s->m, u->data, u->data_size);
+	s->code = add_window(&s->m, u->env.code, CODE_SIZE, true);
+	s->data = add_window(&s->m, u->data, u->data_size, true);
 	if (low)
-		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE);
-	s->sys = add_window(&s->m, u->sys, SYS_SIZE);
+		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE, true);
+	s->sys = add_window(&s->m, u->sys, SYS_SIZE, !u->env.smap);
 	if (lma)
-		add_window(&s->m, STACK_64, PAGE_SIZE);
+		add_window(&s->m, STACK_64, PAGE_SIZE, !u->env.smap);
 	if (u->env.mmio)
 		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
 	if (mode == REAL) {
@@ -371,7 +377,7 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 		v->seg[SEG_FS].base = u->data + 0x400;
 		v->seg[SEG_GS].base = u->data + 0x100;
 		if (lma)
-			cpu_set_crs(v, v->cr0, v->cr3, v->cr4, v->efer);
+			cpu_set_crs(v, v->cr0, v->cr3, v->cr4 | (u->env.smap ? CR4_SMAP : 0), v->efer | EFER_SCE);
 		else
 			cpu_set_crs(v, CR0_PE | CR0_MP | CR0_NE | CR0_ET, 0,
 			            CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE, 0);
@@ -397,6 +403,7 @@ static void make_setup(enum mode mode)
 	u->env.segs = mode >= PROT16;
 	u->env.vex = true; /* in real and virtual-8086 mode #UD */
 	u->env.sse = true;
+	u->env.smap = mode == LONG0;
 	u->env.io = mode == LONG0 || mode == PROT0 || mode == PROT16 || mode == REAL;
 	u->env.code = low ? 0x20000 : 0x30000000;
 	u->env.code_size = CODE_SIZE;
@@ -640,6 +647,8 @@ static void enter_at(const struct setup *u, struct side *s, unsigned off)
 	if (!(v->rflags & FLAGS_VM) && u->mode == V86)
 		v->rflags |= FLAGS_VM;
 	v->rflags &= ~(u64)(FLAGS_TF | FLAGS_AC | FLAGS_RF);
+	if (u->env.smap)
+		v->rflags |= FLAGS_AC;
 	cpu_update(v);
 }
 
