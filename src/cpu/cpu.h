@@ -214,12 +214,13 @@ struct vcpu {
 		u32 vec;   /* VEC_x: where the guest's vector registers and MXCSR are */
 		u32 mxcsr_host;
 		u32 x87; /* the guest's x87 state is in the host's registers; v->fpu keeps the pointers */
-		u16 fcw_host, fcw_new;
+		u16 fcw_new;
 		u64 c_r8, c_sp; /* of stubs that call C */
 		u32 in_stub;    /* such a stub\'s C runs: guest registers are in the host\'s, or on its stack */
 		u64 slot[8], carried[4]; /* operands of recipes */
 		u64 keep[2];
 		u32 slot_bad[8];
+		u32 env_host[7]; /* the x87 environment before (FNSTENV) */
 	} jt;
 
 	struct seg seg[SEG_COUNT];

@@ -391,8 +391,9 @@ static void emit_return(struct jit *j, struct emit *e, u32 why)
 
 /*
  * x87_load: x87 state from v->fpu, unless it is in the host's registers. Destroys flags. x87_store: back, from there;
- * destroys RAX RCX RDX RBX RBP. The host's registers are empty then, as the ABI wants them, and its control word as it
- * was. XSAVE writes what the host has for FOP, FIP and FDP, which are not the guest's.
+ * destroys RAX RCX RDX RBX RBP. The host's environment is then as it was: empty registers, as the ABI wants them, the
+ * control word and the flags of whoever runs us. XSAVE writes what the host has for FOP, FIP and FDP, which are not the
+ * guest's.
  */
 static void emit_x87_stubs(struct jit *j)
 {
@@ -409,7 +410,7 @@ static void emit_x87_stubs(struct jit *j)
 	e1(e, 0x52);
 	emit_const(e, H_RAX, XCR0_X87);
 	emit_const(e, H_RDX, 0);
-	encode(e, 0, 0, 0xd9, 7, rm_mem(H_R15, VOFF(jt.fcw_host))); /* fnstcw */
+	encode(e, 0, 0, 0xd9, 6, rm_mem(H_R15, VOFF(jt.env_host))); /* fnstenv */
 	encode(e, ENC_W, 1, 0xae, 5, rm_mem(H_R15, VOFF(fpu.fx)));  /* xrstor64 */
 	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.x87)));
 	e4(e, 1);
@@ -430,18 +431,7 @@ static void emit_x87_stubs(struct jit *j)
 	/* XSAVE says here whether the state is the initial one. */
 	encode(e, ENC_W, 0, 0xc7, 0, rm_mem(H_R15, VOFF(fpu.xs_header)));
 	e4(e, 1);
-	e1(e, 0x0f); /* emms */
-	e1(e, 0x77);
-	/* Under a control word that unmasks, flags that are set would be an exception. */
-	encode(e, 0, 0, 0x8b, H_RAX, rm_mem(H_R15, VOFF(jt.fcw_host)));
-	encode(e, 0, 0, 0xf7, 2, rm_reg(H_RAX)); /* not eax */
-	encode(e, 0, 0, 0xf7, 0, rm_reg(H_RAX)); /* test eax, 3f */
-	e4(e, 0x3f);
-	at = emit_jcc(e, 4, NULL);
-	e1(e, 0xdb); /* fnclex */
-	e1(e, 0xe2);
-	patch_rel(at, e->delta, emit_rx(e));
-	encode(e, 0, 0, 0xd9, 5, rm_mem(H_R15, VOFF(jt.fcw_host))); /* fldcw */
+	encode(e, 0, 0, 0xd9, 4, rm_mem(H_R15, VOFF(jt.env_host))); /* fldenv */
 	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.x87)));
 	e4(e, 0);
 	e1(e, 0xc3);

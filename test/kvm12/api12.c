@@ -692,11 +692,13 @@ TEST(x87_state_is_each_sides_own)
 	     0xdd, 0x1e, 0x10, 0x20, 0xdd, 0x3e, 0x18, 0x20, 0xd9, 0x3e, 0x1a, 0x20, 0xf4);
 	memcpy(g.ram + 0x2000, &half, 4);
 	for (unsigned n = 0; n < 2; n++) {
-		__asm__ volatile("fninit; fldcw %0" : : "m"(fcw));
+		/* PE alone. */
+		__asm__ volatile("fninit; fldcw %0; fld1; fldpi; fdivrp; fstp %%st(0)" : : "m"(fcw));
 		CHECK_EQ(guest_run(&g), 0);
 		CHECK_EQ(g.run->exit_reason, n ? KVM_EXIT_HLT : KVM_EXIT_IO);
 		__asm__ volatile("fnstcw %0; fnstenv %1; fldcw %0" : "+m"(got), "=m"(env));
 		CHECK_EQ(got, fcw);
+		CHECK_EQ(env[1] & 0x38bf, 0x20);
 		CHECK_EQ(env[2] & 0xffff, 0xffff);
 		three = three * three;
 		CHECK(three == (n ? 81 : 9));
