@@ -190,6 +190,7 @@ struct vcpu {
 	u64 r[R_COUNT];
 	u64 rflags;
 	_Atomic(u32) events;
+	u32 held; /* EV_IRQ and EV_WINDOW, put aside while IF is 0: what looks at `events` all the time sees none */
 
 	/* derived by cpu_update(); keep first so that handlers reach them with short displacements */
 	u8 mode;          /* enum cpu_mode */
@@ -281,6 +282,23 @@ void cpu_update_mode(struct vcpu *v);
 /* POPF, IRET, SYSRET...: sets the RFLAGS bits of `mask` from `val`, raising what follows (EV_IRQ check, stepping, AC).
  */
 void cpu_set_rflags(struct vcpu *v, u64 val, u64 mask);
+/* What waits for IF is put aside while IF is 0, inside a run; and is an event again. cpu_set_rflags() does the latter
+ * when IF becomes 1, and whoever sets IF without it must. */
+static inline void cpu_hold_events(struct vcpu *v, u32 ev)
+{
+	ev &= EV_IRQ | EV_WINDOW;
+	if (ev && !(v->rflags & FLAGS_IF)) {
+		atomic_fetch_and(&v->events, ~ev);
+		v->held |= ev;
+	}
+}
+static inline void cpu_release_events(struct vcpu *v)
+{
+	if (v->held) {
+		atomic_fetch_or(&v->events, v->held);
+		v->held = 0;
+	}
+}
 /* Stores to CR0/CR3/CR4/EFER without checks, with all the consequences (TLB flush, mode switch). For ioctls. */
 void cpu_set_crs(struct vcpu *v, u64 cr0, u64 cr3, u64 cr4, u64 efer);
 

@@ -167,7 +167,10 @@ void cpu_set_rflags(struct vcpu *v, u64 val, u64 mask)
 		v->rf_fresh = true;
 	if ((old ^ v->rflags) & (FLAGS_TF | FLAGS_RF | FLAGS_VM | FLAGS_AC))
 		cpu_update_flags(v);
-	if ((v->rflags & ~old & FLAGS_IF) && v->ops->irq_pending && v->ops->irq_pending(v))
+	if (!(v->rflags & ~old & FLAGS_IF))
+		return;
+	cpu_release_events(v);
+	if (v->ops->irq_pending && v->ops->irq_pending(v))
 		atomic_fetch_or(&v->events, (u32)EV_IRQ);
 }
 

@@ -856,6 +856,8 @@ void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 
 	v->exit.reason = EXIT_NONE;
 	v->exit.insn_len = 0;
+	/* A run that a hole in memory ended left them. */
+	cpu_release_events(v);
 	if (leave_for_write(v, 0))
 		return;
 	check_version(v);
@@ -864,8 +866,11 @@ void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 		next = delivered(v, excp_deliver(v));
 	}
 	while (next != LEAVE) {
-		u32 ev = atomic_load_explicit(&v->events, memory_order_acquire);
+		u32 ev;
 
+		if (v->rflags & FLAGS_IF)
+			cpu_release_events(v);
+		ev = atomic_load_explicit(&v->events, memory_order_acquire);
 		if (ev && ((ev & ~(EV_IRQ | EV_WINDOW)) || (v->rflags & FLAGS_IF))) {
 			next = handle_events(v, ev);
 			if (next == GO_ON || next == LEAVE)
@@ -877,9 +882,11 @@ void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 			next = step_one(v);
 			continue;
 		}
+		cpu_hold_events(v, ev);
 		v->mmu.watch_stops = true;
 		v->mmu.watch_hit = 0;
 		next = run(v);
 		v->mmu.watch_stops = false;
 	}
+	cpu_release_events(v);
 }

@@ -186,7 +186,7 @@ static int bind_and_run(struct vcpu *v, const struct insn *i)
 	} else if (writes_flags(i->opcode, i->modrm)) {
 		like.props |= THUNK_FLAGS;
 	}
-	PUT("\x41\xd9\x79\x0c"); /* fnstcw [r9 + fcw_host] */
+	PUT("\x41\xd9\x71\x0c"); /* fnstenv [r9 + env_host] */
 	PUT("\x0f\xae\x5e\x18"); /* stmxcsr [rsi + FX_MXCSR]: FXRSTOR loads it back */
 	PUT("\x48\x0f\xae\x0e"); /* fxrstor64 [rsi] */
 	if (!mem && (reads_flags(i->opcode, i->modrm) || writes_flags(i->opcode, i->modrm)))
@@ -196,8 +196,7 @@ static int bind_and_run(struct vcpu *v, const struct insn *i)
 	if (like.props & THUNK_FLAGS)
 		PUT("\x9c\x58"); /* pushfq; pop rax */
 	PUT("\x48\x0f\xae\x06"); /* fxsave64 [rsi] */
-	PUT("\xdb\xe3");         /* fninit */
-	PUT("\x41\xd9\x69\x0c"); /* fldcw [r9 + fcw_host] */
+	PUT("\x41\xd9\x61\x0c"); /* fldenv [r9 + env_host]: the flags of whoever runs us too */
 	PUT("\xc3");
 	t = thunk_get(code, n, &like);
 	if (!t)
@@ -206,7 +205,7 @@ static int bind_and_run(struct vcpu *v, const struct insn *i)
 	return run_x87(v, i);
 }
 
-_Static_assert(offsetof(struct thunk_ctx, fcw_host) == 12, "x87 thunks");
+_Static_assert(offsetof(struct thunk_ctx, env_host) == 12, "x87 thunks");
 _Static_assert(offsetof(struct thunk_ctx, mxcsr_out) == 4 && offsetof(struct thunk_ctx, mxcsr_host) == 8,
                "SIMD thunks");
 

@@ -19,7 +19,7 @@ struct thunk_ctx {
 	u32 mxcsr_in;  /* floating point forms: control bits to run with */
 	u32 mxcsr_out; /* what the instruction left */
 	u32 mxcsr_host;
-	u16 fcw_host;
+	u32 env_host[7]; /* x87: FNSTENV */
 };
 
 /*

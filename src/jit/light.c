@@ -227,7 +227,8 @@ const u8 *jit_light(struct vcpu *v, u32 idx)
 	u64 next = tb->rip + call->off + i->len;
 	const u8 *code = NULL;
 
-	if (unlikely(tb->beyond || call->recipe || (v->jt.flags & FLAGS_RECIPE) || v->stepping))
+	/* With something put aside, the handler knows what IF = 1 means. */
+	if (unlikely(tb->beyond || call->recipe || (v->jt.flags & FLAGS_RECIPE) || v->stepping || v->held))
 		return NULL;
 	switch (call->light) {
 	case LIGHT_SYSCALL:

@@ -100,6 +100,39 @@ TEST(breakpoints_elsewhere_cost_little)
 	guest_close(&g);
 }
 
+/* What waits for IF is in nobody's way until then; then it comes behind the instruction after STI. Firmware runs so for
+ * seconds: interrupts shut, and the timer's waiting. */
+TEST(what_waits_for_if_costs_little)
+{
+	struct guest g;
+	double plain = 1e9, waiting = 1e9;
+	struct kvm_regs r;
+
+	start32(&g);
+	/* mov ecx, 200000; l: call f; dec ecx; jnz l; sti; nop; nop; hlt; f: ret */
+	CODE(&g, CODE_AT, 0xb9, 0x40, 0x0d, 0x03, 0x00, 0xe8, 0x07, 0x00, 0x00, 0x00, 0x49, 0x75, 0xf8, 0xfb, 0x90,
+	     0x90, 0xf4, 0xc3);
+	for (int n = 0; n < 6; n++) {
+		double from, *least = n % 2 ? &waiting : &plain;
+
+		r = (struct kvm_regs){.rip = CODE_AT, .rsp = 0x8000, .rflags = 2};
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+		g.run->request_interrupt_window = n % 2;
+		from = seconds();
+		CHECK_EQ(guest_run(&g), 0);
+		from = seconds() - from;
+		CHECK_EQ(g.run->exit_reason, n % 2 ? KVM_EXIT_IRQ_WINDOW_OPEN : KVM_EXIT_HLT);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+		CHECK_EQ(r.rip, n % 2 ? CODE_AT + 15 : CODE_AT + 17);
+		if (from < *least)
+			*least = from;
+	}
+	if (waiting > 3 * plain)
+		printf("  nothing waits: %.4f s, something does: %.4f s\n", plain, waiting);
+	CHECK(waiting <= 3 * plain);
+	guest_close(&g);
+}
+
 /* Reads and writes beside the watched bytes, then the one that counts, from code that ran often. */
 TEST(write_watch_is_exact)
 {
