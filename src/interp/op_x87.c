@@ -196,6 +196,7 @@ static int bind_and_run(struct vcpu *v, const struct insn *i)
 	if (like.props & THUNK_FLAGS)
 		PUT("\x9c\x58"); /* pushfq; pop rax */
 	PUT("\x48\x0f\xae\x06"); /* fxsave64 [rsi] */
+	PUT("\xdb\xe3");         /* fninit: FLDENV would wait for what is pending */
 	PUT("\x41\xd9\x61\x0c"); /* fldenv [r9 + env_host]: the flags of whoever runs us too */
 	PUT("\xc3");
 	t = thunk_get(code, n, &like);

@@ -93,6 +93,20 @@ void emit_bitmem(struct trans *c, unsigned k)
 	encode(e, w | (i->flags & INSN_LOCK ? ENC_LOCK : 0), 1, i->opcode, H_R10, rm_sib(H_R8, H_R11, 0, 0));
 }
 
+/* STI: what was put aside is an event again. */
+void emit_release(struct emit *e)
+{
+	u8 *none;
+
+	encode(e, 0, 0, 0x8b, H_R10, rm_mem(H_R15, VOFF(held)));
+	encode(e, 0, 0, 0x85, H_R10, rm_reg(H_R10));
+	none = emit_jcc(e, 4, NULL);
+	encode(e, ENC_LOCK, 0, 0x09, H_R10, rm_mem(H_R15, VOFF(events)));
+	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(held)));
+	e4(e, 0);
+	patch_rel(none, e->delta, emit_rx(e));
+}
+
 /* REP STOS, REP MOVS: by the host's, when all of it lies in one page (each). Forwards only. */
 void emit_string(struct trans *c, unsigned k)
 {

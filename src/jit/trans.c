@@ -744,20 +744,6 @@ static void emit_rflags(struct trans *c, unsigned k, u8 digit, u32 imm)
 	e4(&c->e, imm);
 }
 
-/* STI: what was put aside is an event again. */
-static void emit_release(struct emit *e)
-{
-	u8 *none;
-
-	encode(e, 0, 0, 0x8b, H_R10, rm_mem(H_R15, VOFF(held)));
-	encode(e, 0, 0, 0x85, H_R10, rm_reg(H_R10));
-	none = emit_jcc(e, 4, NULL);
-	encode(e, ENC_LOCK, 0, 0x09, H_R10, rm_mem(H_R15, VOFF(events)));
-	encode(e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(held)));
-	e4(e, 0);
-	patch_rel(none, e->delta, emit_rx(e));
-}
-
 static void emit_insn(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];

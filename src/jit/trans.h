@@ -214,6 +214,7 @@ void div_emit(struct trans *c, unsigned k);
 
 /* rare.c */
 void emit_pushf(struct trans *c, unsigned k);
+void emit_release(struct emit *e);
 void emit_swapgs(struct trans *c);
 void emit_tsc(struct trans *c, unsigned k);
 void emit_bitmem(struct trans *c, unsigned k);
