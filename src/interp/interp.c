@@ -762,8 +762,12 @@ int interp_walk(struct vcpu *v, unsigned max, bool (*not_this)(const struct insn
 			if (not_this(i))
 				return STEP_JUMP;
 			rc = i->fn(v, i);
-			if (rc > STEP_JUMP)
+			if (rc > STEP_JUMP) {
+				/* It ends with this instruction too. */
+				if (v->shadow == shadow)
+					v->shadow = 0;
 				return rc;
+			}
 			if (rc == STEP_JUMP && v->r[R_RIP] == next - i->len && (i->flags & (INSN_REP | INSN_REPNE))) {
 				if (atomic_load_explicit(&v->events, memory_order_relaxed) & EV_CHECK) {
 					++*done;
