@@ -1,8 +1,14 @@
 /*
- * system.c: system instructions of 64-bit code that need no C: STAC and CLAC, SGDT and SIDT, reads of control registers
- * and of segment bases. What is not plain goes to the handler; what only needs no vector registers to light.c.
+ * system.c: system instructions that need no C: STAC and CLAC, SGDT and SIDT, reads of control registers and of segment
+ * bases. What is not plain goes to the handler; what only needs no vector registers to light.c.
  */
 #include "trans.h"
+
+/* Bytes that SGDT and SIDT store. */
+static u8 table_size(u32 key)
+{
+	return key & KEY_64 ? 10 : 6;
+}
 
 void system_classify(const struct insn *i, u32 key, struct nat *n)
 {
@@ -16,14 +22,15 @@ void system_classify(const struct insn *i, u32 key, struct nat *n)
 		break;
 	case ZYDIS_MNEMONIC_SGDT:
 	case ZYDIS_MNEMONIC_SIDT:
-		if (!(key & KEY_64) || !(key & KEY_CPL0) || !mem)
+		if (!(key & KEY_CPL0) || !mem)
 			return;
 		n->cls = K_TABLE;
 		n->rm_w = true;
-		n->rm_size = 10;
+		n->rm_size = table_size(key);
 		break;
 	case ZYDIS_MNEMONIC_MOV:
-		if (!(key & KEY_64) || !(key & KEY_CPL0) || i->op[1].kind != OPK_CR)
+		/* With LOCK it may be CR8's name (AMD). */
+		if (!(key & KEY_CPL0) || i->op[1].kind != OPK_CR || (i->flags & INSN_LOCK))
 			return;
 		if (i->op[1].reg == 1 || (i->op[1].reg > 4 && i->op[1].reg != 8))
 			return;
@@ -63,12 +70,12 @@ void emit_table(struct trans *c, unsigned k)
 	struct emit *e = &c->e;
 
 	flags_give(c, k);
-	emit_ea(c, k, 10, TLB_WRITE);
-	emit_check(c, k, 10, TLB_WRITE);
+	emit_ea(c, k, table_size(c->key), TLB_WRITE);
+	emit_check(c, k, table_size(c->key), TLB_WRITE);
 	encode(e, 0, 1, 0xb7, H_R10, rm_mem(H_R15, at + (s32)offsetof(struct dtable, limit)));
 	encode(e, ENC_66, 0, 0x89, H_R10, rm_guest());
 	emit_load(e, H_R10, H_R15, at + (s32)offsetof(struct dtable, base));
-	encode(e, ENC_W, 0, 0x89, H_R10, rm_sib(H_R8, H_R11, 0, 2));
+	encode(e, wflag(c), 0, 0x89, H_R10, rm_sib(H_R8, H_R11, 0, 2));
 }
 
 void emit_from_cr(struct trans *c, unsigned k)
@@ -77,7 +84,7 @@ void emit_from_cr(struct trans *c, unsigned k)
 	const struct insn *i = &c->insn[k];
 	unsigned hr = reg_in(c, i->op[0].reg, H_R10, false);
 
-	emit_load(&c->e, hr, H_R15, at[i->op[1].reg]);
+	encode(&c->e, wflag(c), 0, 0x8b, hr, rm_mem(H_R15, at[i->op[1].reg]));
 	reg_out(c, i->op[0].reg, H_R10);
 }
 

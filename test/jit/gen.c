@@ -972,7 +972,16 @@ static void gen_system(void)
 		gen_system64(&(struct gen){&e, env, any_reg, any_mem, gen_alu});
 		return;
 	}
-	switch (rnd(5)) {
+	switch (rnd(7)) {
+	case 5:
+		enc(0, 1, 0x01, rnd(2), any_mem()); /* SGDT, SIDT */
+		break;
+	case 6:
+		if (rnd(3)) /* at CPL 3 it faults */
+			break;
+		e2(&e, 0x200f); /* mov r, CR0 or CR2 to CR4 */
+		e1(&e, (u8)(0xc0 | "\0\2\3\4"[rnd(4)] << 3 | (any_reg() & 7)));
+		break;
 	case 0:
 		e1(&e, 0xcd);
 		e1(&e, INT_VECTOR);
