@@ -631,6 +631,9 @@ static void run_guest(struct kvm_vcpu *kv)
 	struct vcpu *v = &kv->cpu;
 
 	for (;;) {
+		/* Before HLT is looked at, which it ends. */
+		if (unlikely(kv->x12->apf_wake))
+			apf_poll(v);
 		if (unlikely(kv->x12->mp_state != KVM_MP_STATE_RUNNABLE || atomic_load(&kv->x12->latch) ||
 		             kv->x12->smi_pending) &&
 		    !vcpu12_wait(kv)) {
@@ -650,8 +653,6 @@ static void run_guest(struct kvm_vcpu *kv)
 		}
 		if (unlikely(kv->x12->run->request_interrupt_window))
 			vcpu12_window(v);
-		if (unlikely(kv->x12->apf_wake))
-			apf_poll(v);
 		vapic_out(v);
 		run_engine(kv);
 		switch (v->exit.reason) {

@@ -5,6 +5,7 @@
  * passes there but for one MSR that 6.1 refuses.
  */
 #include <linux/kvm_para.h>
+#include <signal.h>
 
 #include "client12.h"
 #include "test.h"
@@ -315,6 +316,38 @@ TEST(all_pages_are_there)
 	memcpy(&token, g.ram + VAPIC + 4, 4);
 	CHECK_EQ(token, ~0u);
 	CHECK_EQ(port(&g, &al), 0x10);
+	guest_close(&g);
+}
+
+static void nothing(int sig)
+{
+	(void)sig;
+}
+
+/* A vCPU that was restored in HLT wakes for it. */
+TEST(all_pages_are_there_for_one_that_halts)
+{
+	const struct sigaction sa = {.sa_handler = nothing};
+	struct kvm_mp_state halted = {.mp_state = KVM_MP_STATE_HALTED};
+	struct guest g;
+	uint8_t al;
+
+	open32(&g);
+	features(&g);
+	/* mov dword [0xfee000f0], 0x1ff; out 0x94, al; sti; nop; out 0x94, al; l: hlt; out 0x10, al; jmp l */
+	CODE(&g, CODE_AT, 0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, 0xe6, 0x94, 0xfb, 0x90, 0xe6,
+	     0x94, 0xf4, 0xe6, 0x10, 0xeb, 0xfb);
+	/* out 0x90, al; mov dword [0xfee000b0], 0; iretd */
+	CODE(&g, 0x2000, 0xe6, 0x90, 0xc7, 0x05, 0xb0, 0x00, 0xe0, 0xfe, 0x00, 0x00, 0x00, 0x00, 0xcf);
+	CHECK_EQ(port(&g, &al), 0x94);
+	CHECK_EQ(port(&g, &al), 0x94);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x41), 1);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, VAPIC | KVM_ASYNC_PF_ENABLED | KVM_ASYNC_PF_DELIVERY_AS_INT), 1);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_MP_STATE, &halted), 0);
+	sigaction(SIGALRM, &sa, NULL);
+	alarm(2);
+	CHECK_EQ(port(&g, &al), 0x90);
+	alarm(0);
 	guest_close(&g);
 }
 
