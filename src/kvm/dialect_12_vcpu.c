@@ -139,11 +139,14 @@ static int op_irq_take(struct vcpu *v)
 
 static bool op_irq_pending(struct vcpu *v)
 {
+	/* False between runs: the client's ioctls ask too. */
+	const bool running = x12_of(v)->vapic_out;
 	bool is;
 
 	vapic_in(v);
 	is = (x12_of(v)->irq >= 0 && extint_open(v)) || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
-	vapic_out(v);
+	if (running)
+		vapic_out(v);
 	return is;
 }
 

@@ -179,6 +179,39 @@ TEST(priority_in_the_vapic_page)
 	guest_close(&g);
 }
 
+/* What the client sets between two runs counts, whatever the page says; also after it set registers with IF = 1. */
+TEST(priority_set_by_the_client)
+{
+	for (unsigned with_regs = 0; with_regs < 2; with_regs++) {
+		struct kvm_vapic_addr at = {.vapic_addr = VAPIC};
+		struct kvm_lapic_state l;
+		struct kvm_regs r;
+		struct guest g;
+		uint8_t al;
+
+		open32(&g);
+		/* mov dword [0xfee000f0], 0x1ff; mov byte [0x5000], 0x50; sti; out 0x10, al; mov eax, [0xfee00080]; out
+		 * 0x11, al */
+		CODE(&g, CODE_AT, 0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, 0xc6, 0x05, 0x00, 0x50,
+		     0x00, 0x00, 0x50, 0xfb, 0xe6, 0x10, 0xa1, 0x80, 0x00, 0xe0, 0xfe, 0xe6, 0x11);
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_VAPIC_ADDR, &at), 0);
+		CHECK_EQ(port(&g, &al), 0x10);
+		if (with_regs) {
+			CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+			CHECK(r.rflags & 0x200);
+			CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+		}
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+		CHECK_EQ(l.regs[0x80], 0x50);
+		l.regs[0x80] = 0x20;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+		CHECK_EQ(port(&g, &al), 0x11);
+		CHECK_EQ(al, 0x20);
+		CHECK_EQ(g.ram[VAPIC], 0x20);
+		guest_close(&g);
+	}
+}
+
 /* ---- the end of an interrupt, in memory -------------------------------------------------------------------------- */
 
 /* At `at`: btr dword [0x6000], 0; setc al; test al, al; jnz e; mov dword [0xfee000b0], 0; e: out PORT, al; iretd */
