@@ -295,6 +295,28 @@ TEST(repetition_to_the_end_of_a_page)
 	guest_close(&g);
 }
 
+/* A watchpoint on the last bytes of the address space. */
+TEST(watched_to_the_very_end)
+{
+	struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP};
+	struct guest g;
+	uint64_t *t;
+
+	start(&g, CR4_BASE);
+	t = (uint64_t *)(void *)(g.ram + TABLES);
+	t[511] = t[0];
+	t[512 + 511] = t[512];
+	t[1024 + 511] = 0x87;
+	CODE(&g, CODE_AT, 0x48, 0x89, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff, 0xf4); /* mov [-8], rax; hlt */
+	d.arch.debugreg[0] = ~7ull;
+	d.arch.debugreg[7] = 0x90402;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_DEBUG);
+	CHECK_EQ(g.run->debug.arch.pc, CODE_AT + 8);
+	guest_close(&g);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);
