@@ -212,6 +212,27 @@ TEST(priority_set_by_the_client)
 	}
 }
 
+/* The page counts also behind a write to MSR_KVM_PV_EOI_EN. */
+TEST(priority_behind_a_switch)
+{
+	struct kvm_vapic_addr at = {.vapic_addr = VAPIC};
+	struct kvm_lapic_state l;
+	struct guest g;
+	uint8_t al;
+
+	open32(&g);
+	CHECK(features(&g) >> KVM_FEATURE_PV_EOI & 1);
+	/* mov ecx, MSR_KVM_PV_EOI_EN; mov eax, 0x6001; xor edx, edx; wrmsr; mov byte [0x5000], 0x50; out 0x10, al */
+	CODE(&g, CODE_AT, 0xb9, 0x04, 0x4d, 0x56, 0x4b, 0xb8, 0x01, 0x60, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30, 0xc6,
+	     0x05, 0x00, 0x50, 0x00, 0x00, 0x50, 0xe6, 0x10);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_VAPIC_ADDR, &at), 0);
+	CHECK_EQ(port(&g, &al), 0x10);
+	CHECK_EQ(get_msr(&g, MSR_KVM_PV_EOI_EN), 0x6001);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	CHECK_EQ(l.regs[0x80], 0x50);
+	guest_close(&g);
+}
+
 /* ---- the end of an interrupt, in memory -------------------------------------------------------------------------- */
 
 /* At `at`: btr dword [0x6000], 0; setc al; test al, al; jnz e; mov dword [0xfee000b0], 0; e: out PORT, al; iretd */
