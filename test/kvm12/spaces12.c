@@ -1,6 +1,7 @@
 /*
  * spaces12.c: translations and address spaces: code whose page changes, with and without global pages and PCIDs; the D
- * bit of stores that are not made; more pages of code than the translator keeps guards for.
+ * bit of stores that are not made; more pages of code than the translator keeps guards for; repetitions to the end of a
+ * page; returns to CPL 3 that must fail; watchpoints at the end of the address space.
  *
  * Two sets of page tables (CR3 0x8000 and 0xc000) map the first GiB to itself, but for 0x400000: there the first has
  * the page at 0x20000, where code puts 1 into AL and returns, and the second the one at 0x21000, where it puts 2.
