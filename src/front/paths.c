@@ -42,6 +42,8 @@ static FILE *fopen_kvm(const char *mode)
 
 	if (strchr(mode, 'e'))
 		flags |= O_CLOEXEC;
+	if (mode[0] != 'r' && strchr(mode, 'x'))
+		flags |= O_CREAT | O_EXCL;
 	fd = result(devnode_open(flags));
 	if (fd < 0)
 		return NULL;

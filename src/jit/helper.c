@@ -203,6 +203,8 @@ u32 jit_call(struct vcpu *v, u32 idx)
 		if (j->next == INTERP_GO_ON && !(v->mmu.n_writes | v->mmu.n_reads | j->left) && calm(v, j) &&
 		    go_by_cache(v, j, jit_key(v))) {
 			v->jt.flags = fl_pack(v->rflags);
+			/* The delivery looked at no breakpoints; what follows it does. */
+			v->mmu.watch_stops = true;
 			return CALLED_JUMP;
 		}
 		j->delivered = true;

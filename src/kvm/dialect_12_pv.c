@@ -289,6 +289,8 @@ int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		rc = vapic_eoi_write(v, val);
 		if (host)
 			pthread_mutex_unlock(&v->vm->lock);
+		else
+			vapic_out(v);
 		return rc;
 	}
 	clock_write(v, msr == MSR_KVM_WALL_CLOCK || msr == MSR_KVM_WALL_CLOCK_NEW, val, host);

@@ -139,11 +139,14 @@ static int op_irq_take(struct vcpu *v)
 
 static bool op_irq_pending(struct vcpu *v)
 {
+	/* False between runs: the client's ioctls ask too. */
+	const bool running = x12_of(v)->vapic_out;
 	bool is;
 
 	vapic_in(v);
 	is = (x12_of(v)->irq >= 0 && extint_open(v)) || (lapic_of(v) && lapic_pending(lapic_of(v), false) >= 0);
-	vapic_out(v);
+	if (running)
+		vapic_out(v);
 	return is;
 }
 
@@ -631,6 +634,9 @@ static void run_guest(struct kvm_vcpu *kv)
 	struct vcpu *v = &kv->cpu;
 
 	for (;;) {
+		/* Before HLT is looked at, which it ends. */
+		if (unlikely(kv->x12->apf_wake))
+			apf_poll(v);
 		if (unlikely(kv->x12->mp_state != KVM_MP_STATE_RUNNABLE || atomic_load(&kv->x12->latch) ||
 		             kv->x12->smi_pending) &&
 		    !vcpu12_wait(kv)) {
@@ -650,8 +656,6 @@ static void run_guest(struct kvm_vcpu *kv)
 		}
 		if (unlikely(kv->x12->run->request_interrupt_window))
 			vcpu12_window(v);
-		if (unlikely(kv->x12->apf_wake))
-			apf_poll(v);
 		vapic_out(v);
 		run_engine(kv);
 		switch (v->exit.reason) {

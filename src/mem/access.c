@@ -29,8 +29,9 @@ static u8 watch_hits(const struct mmu *m, gva_t gva, unsigned size, unsigned acc
 	u8 hits = 0;
 
 	for (unsigned n = 0; n < WATCH_MAX && (m->watching & access); n++)
-		if (m->watch[n].len && (m->watch[n].access & access) && gva < m->watch[n].gva + m->watch[n].len &&
-		    m->watch[n].gva < gva + size)
+		/* Differences, for the end of the address space. */
+		if (m->watch[n].len && (m->watch[n].access & access) &&
+		    (gva - m->watch[n].gva < m->watch[n].len || m->watch[n].gva - gva < size))
 			hits |= (u8)(1u << n);
 	return hits;
 }

@@ -267,6 +267,45 @@ TEST(guest_sets_its_own)
 	guest_close(&g);
 }
 
+/* Watched data and code right behind exceptions that translated code delivers itself: ud2 in a loop, whose handler
+ * stores to the watched word, and calls watched code, at each 128th. */
+TEST(exact_behind_exceptions)
+{
+	struct kvm_regs r = {.rip = CODE_AT, .rsp = 0x8000, .rflags = 2}, at;
+	struct guest g;
+
+	start32(&g);
+	guest_gate32(&g, 6, 0x2000);
+	/* mov ecx, 1000; l: ud2; dec ecx; jnz l; hlt */
+	CODE(&g, CODE_AT, 0xb9, 0xe8, 0x03, 0x00, 0x00, 0x0f, 0x0b, 0x49, 0x75, 0xfb, 0xf4);
+	/* inc ebx; test bl, 127; jnz n; mov [0x30000], ebx; call 0x4000; n: add dword [esp], 2; iretd */
+	CODE(&g, 0x2000, 0x43, 0xf6, 0xc3, 0x7f, 0x75, 0x0b, 0x89, 0x1d, 0x00, 0x00, 0x03, 0x00, 0xe8, 0xef, 0x1f, 0x00,
+	     0x00, 0x83, 0x04, 0x24, 0x02, 0xcf);
+	CODE(&g, 0x4000, 0xc3);
+	for (unsigned code = 0; code < 2; code++) {
+		r.rbx = 0;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+		if (code)
+			watch(&g, 0x4000, 0, 0);
+		else
+			watch(&g, WATCHED, 1, 3);
+		for (unsigned n = 1; n <= 7; n++) {
+			hit(&g, code ? 0x4000 : 0x200c, &at);
+			CHECK_EQ(at.rbx, 128 * n);
+			if (code) {
+				/* Past the breakpoint. */
+				watch_off(&g);
+				at.rip = 0x2011, at.rsp += 4;
+				CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &at), 0);
+				watch(&g, 0x4000, 0, 0);
+			}
+		}
+		halts(&g);
+		watch_off(&g);
+	}
+	guest_close(&g);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);

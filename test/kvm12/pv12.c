@@ -5,6 +5,7 @@
  * passes there but for one MSR that 6.1 refuses.
  */
 #include <linux/kvm_para.h>
+#include <signal.h>
 
 #include "client12.h"
 #include "test.h"
@@ -178,6 +179,60 @@ TEST(priority_in_the_vapic_page)
 	guest_close(&g);
 }
 
+/* What the client sets between two runs counts, whatever the page says; also after it set registers with IF = 1. */
+TEST(priority_set_by_the_client)
+{
+	for (unsigned with_regs = 0; with_regs < 2; with_regs++) {
+		struct kvm_vapic_addr at = {.vapic_addr = VAPIC};
+		struct kvm_lapic_state l;
+		struct kvm_regs r;
+		struct guest g;
+		uint8_t al;
+
+		open32(&g);
+		/* mov dword [0xfee000f0], 0x1ff; mov byte [0x5000], 0x50; sti; out 0x10, al; mov eax, [0xfee00080]; out
+		 * 0x11, al */
+		CODE(&g, CODE_AT, 0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, 0xc6, 0x05, 0x00, 0x50,
+		     0x00, 0x00, 0x50, 0xfb, 0xe6, 0x10, 0xa1, 0x80, 0x00, 0xe0, 0xfe, 0xe6, 0x11);
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_VAPIC_ADDR, &at), 0);
+		CHECK_EQ(port(&g, &al), 0x10);
+		if (with_regs) {
+			CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+			CHECK(r.rflags & 0x200);
+			CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+		}
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+		CHECK_EQ(l.regs[0x80], 0x50);
+		l.regs[0x80] = 0x20;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+		CHECK_EQ(port(&g, &al), 0x11);
+		CHECK_EQ(al, 0x20);
+		CHECK_EQ(g.ram[VAPIC], 0x20);
+		guest_close(&g);
+	}
+}
+
+/* The page counts also behind a write to MSR_KVM_PV_EOI_EN. */
+TEST(priority_behind_a_switch)
+{
+	struct kvm_vapic_addr at = {.vapic_addr = VAPIC};
+	struct kvm_lapic_state l;
+	struct guest g;
+	uint8_t al;
+
+	open32(&g);
+	CHECK(features(&g) >> KVM_FEATURE_PV_EOI & 1);
+	/* mov ecx, MSR_KVM_PV_EOI_EN; mov eax, 0x6001; xor edx, edx; wrmsr; mov byte [0x5000], 0x50; out 0x10, al */
+	CODE(&g, CODE_AT, 0xb9, 0x04, 0x4d, 0x56, 0x4b, 0xb8, 0x01, 0x60, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30, 0xc6,
+	     0x05, 0x00, 0x50, 0x00, 0x00, 0x50, 0xe6, 0x10);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_VAPIC_ADDR, &at), 0);
+	CHECK_EQ(port(&g, &al), 0x10);
+	CHECK_EQ(get_msr(&g, MSR_KVM_PV_EOI_EN), 0x6001);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	CHECK_EQ(l.regs[0x80], 0x50);
+	guest_close(&g);
+}
+
 /* ---- the end of an interrupt, in memory -------------------------------------------------------------------------- */
 
 /* At `at`: btr dword [0x6000], 0; setc al; test al, al; jnz e; mov dword [0xfee000b0], 0; e: out PORT, al; iretd */
@@ -315,6 +370,38 @@ TEST(all_pages_are_there)
 	memcpy(&token, g.ram + VAPIC + 4, 4);
 	CHECK_EQ(token, ~0u);
 	CHECK_EQ(port(&g, &al), 0x10);
+	guest_close(&g);
+}
+
+static void nothing(int sig)
+{
+	(void)sig;
+}
+
+/* A vCPU that was restored in HLT wakes for it. */
+TEST(all_pages_are_there_for_one_that_halts)
+{
+	const struct sigaction sa = {.sa_handler = nothing};
+	struct kvm_mp_state halted = {.mp_state = KVM_MP_STATE_HALTED};
+	struct guest g;
+	uint8_t al;
+
+	open32(&g);
+	features(&g);
+	/* mov dword [0xfee000f0], 0x1ff; out 0x94, al; sti; nop; out 0x94, al; l: hlt; out 0x10, al; jmp l */
+	CODE(&g, CODE_AT, 0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, 0xe6, 0x94, 0xfb, 0x90, 0xe6,
+	     0x94, 0xf4, 0xe6, 0x10, 0xeb, 0xfb);
+	/* out 0x90, al; mov dword [0xfee000b0], 0; iretd */
+	CODE(&g, 0x2000, 0xe6, 0x90, 0xc7, 0x05, 0xb0, 0x00, 0xe0, 0xfe, 0x00, 0x00, 0x00, 0x00, 0xcf);
+	CHECK_EQ(port(&g, &al), 0x94);
+	CHECK_EQ(port(&g, &al), 0x94);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x41), 1);
+	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, VAPIC | KVM_ASYNC_PF_ENABLED | KVM_ASYNC_PF_DELIVERY_AS_INT), 1);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_MP_STATE, &halted), 0);
+	sigaction(SIGALRM, &sa, NULL);
+	alarm(2);
+	CHECK_EQ(port(&g, &al), 0x90);
+	alarm(0);
 	guest_close(&g);
 }
 

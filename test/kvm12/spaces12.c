@@ -1,6 +1,7 @@
 /*
  * spaces12.c: translations and address spaces: code whose page changes, with and without global pages and PCIDs; the D
- * bit of stores that are not made; more pages of code than the translator keeps guards for.
+ * bit of stores that are not made; more pages of code than the translator keeps guards for; repetitions to the end of a
+ * page; returns to CPL 3 that must fail; watchpoints at the end of the address space.
  *
  * Two sets of page tables (CR3 0x8000 and 0xc000) map the first GiB to itself, but for 0x400000: there the first has
  * the page at 0x20000, where code puts 1 into AL and returns, and the second the one at 0x21000, where it puts 2.
@@ -152,6 +153,168 @@ TEST(no_dirty_bit_without_a_store)
 	CHECK_EQ(guest_run(&g), 0);
 	CHECK_EQ(g.run->exit_reason, KVM_EXIT_SHUTDOWN);
 	CHECK_EQ(*(uint64_t *)(void *)(g.ram + PTE(TABLES)) & 0x40, 0);
+	guest_close(&g);
+}
+
+#define IDT 0x4000u
+#define TSS 0x5000u
+#define GDT 0x5100u
+#define FRAME(g, r) ((const uint64_t *)(const void *)((g)->ram + (r).rsp))
+
+static void gate64(struct guest *g, unsigned vector, unsigned dpl, uint32_t to)
+{
+	uint64_t *at = (uint64_t *)(void *)(g->ram + IDT + 16 * vector);
+
+	at[0] = (to & 0xffff) | 8u << 16 | (0x8e00ull | dpl << 13) << 32 | (uint64_t)(to >> 16) << 48;
+	at[1] = 0;
+}
+
+/* Selectors 8 and 16 as at the start, 0x1b and 0x23 for CPL 3; interrupts from there come to 0x7000. */
+static void tables64(struct guest *g)
+{
+	static const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cff3000000ffff,
+	                               0x00affb000000ffff};
+	const uint64_t rsp0 = 0x7000;
+	struct kvm_sregs s;
+
+	memcpy(g->ram + GDT, gdt, sizeof(gdt));
+	memcpy(g->ram + TSS + 4, &rsp0, sizeof(rsp0));
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_SREGS, &s), 0);
+	s.gdt.base = GDT;
+	s.gdt.limit = sizeof(gdt) - 1;
+	s.idt.base = IDT;
+	s.idt.limit = 0xfff;
+	s.tr.base = TSS;
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_SREGS, &s), 0);
+}
+
+/* IRETQ to CPL 3, often, and then with a null SS: #GP, and nothing has changed. */
+TEST(no_null_ss_at_cpl_3)
+{
+	for (unsigned rpl = 0; rpl < 4; rpl++) {
+		struct kvm_regs r;
+		struct guest g;
+
+		start(&g, CR4_BASE);
+		tables64(&g);
+		gate64(&g, 13, 0, 0x11000);
+		gate64(&g, 0x30, 3, 0x13000);
+		/* mov ecx, 200; l: mov edi, 0x1b; cmp ecx, 1; jne n; mov edi, rpl; n: push rdi; push 0x6800; push 2;
+		 * push 0x23; push 0x12000; iretq; dec ecx; jnz l; out 0x10, al */
+		CODE(&g, CODE_AT, 0xb9, 0xc8, 0, 0, 0, 0xbf, 0x1b, 0, 0, 0, 0x83, 0xf9, 0x01, 0x75, 0x05, 0xbf, 0x03, 0,
+		     0, 0, 0x57, 0x68, 0, 0x68, 0, 0, 0x6a, 0x02, 0x6a, 0x23, 0x68, 0, 0x20, 0x01, 0, 0x48, 0xcf, 0xff,
+		     0xc9, 0x75, 0xdc, 0xe6, 0x10);
+		g.ram[CODE_AT + 16] = (uint8_t)rpl;
+		CODE(&g, 0x11000, 0xf4);
+		CODE(&g, 0x12000, 0xcd, 0x30);                                        /* int 0x30 */
+		CODE(&g, 0x13000, 0xbc, 0, 0x70, 0, 0, 0xe9, 0x1b, 0xd0, 0xff, 0xff); /* mov esp, 0x7000; jmp dec */
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+		CHECK_EQ(r.rip, 0x11001);
+		CHECK_EQ(r.rcx, 1);
+		CHECK_EQ(r.rsp, 0x7000 - 48 - 48);
+		CHECK_EQ(FRAME(&g, r)[0], 0);
+		CHECK_EQ(FRAME(&g, r)[1], CODE_AT + 0x23);
+		CHECK_EQ(FRAME(&g, r)[2], 8);
+		CHECK_EQ(FRAME(&g, r)[4], 0x7000 - 40);
+		guest_close(&g);
+	}
+}
+
+/*
+ * REP STOS and REP MOVS, often, and then `n` elements that end `over` bytes behind the end of the page at 0x400000,
+ * which no page follows; `source`: those to be read.
+ */
+static void rep_at_end(struct guest *g, unsigned size, bool movs, bool source, uint64_t n, int over)
+{
+	const uint64_t at = 0x401000 - n * size + (uint64_t)(int64_t)over, done = over > 0 ? n - 1 : n;
+	struct kvm_regs r = {.rip = CODE_AT, .rsp = 0x7000, .rflags = 2, .rax = 0x1817161514131211};
+	uint8_t *page = g->ram + 0x20000, *other = g->ram + 0x30000, *to, *from, was[0x2000], src[0x1000];
+	unsigned k = 0;
+
+	for (unsigned b = 0; b < sizeof(was); b++)
+		page[b] = was[b] = (uint8_t)(b * 7 + b / 251);
+	for (unsigned b = 0; b < sizeof(src); b++)
+		other[b] = (uint8_t)(b * 5 + b / 241 + 1);
+	r.r12 = source ? 0x30800 : at;
+	r.r13 = source ? at : 0x30800;
+	r.rbx = source ? 0x30000 : 0x400000;
+	r.rbp = source ? 0x400000 : 0x30000;
+	r.r9 = n;
+	to = source ? other + 0x800 : page + (at - 0x400000);
+	from = source ? page + (at - 0x400000) : other + 0x800;
+	/* mov edx, 100; l: mov rdi, rbx; mov rsi, rbp; mov ecx, 5; cmp edx, 1; jne n; mov rdi, r12; mov rsi, r13; mov
+	 * rcx, r9; n: rep ...; dec edx; jnz l; out 0x10, al */
+	CODE(g, CODE_AT, 0xba, 0x64, 0, 0, 0, 0x48, 0x89, 0xdf, 0x48, 0x89, 0xee, 0xb9, 0x05, 0, 0, 0, 0x83, 0xfa, 0x01,
+	     0x75, 0x09, 0x4c, 0x89, 0xe7, 0x4c, 0x89, 0xee, 0x4c, 0x89, 0xc9, 0x90, 0x90, 0x90, 0xff, 0xca, 0x75, 0xe0,
+	     0xe6, 0x10);
+	if (size == 2)
+		g->ram[CODE_AT + 0x1e + k++] = 0x66;
+	g->ram[CODE_AT + 0x1e + k++] = 0xf3;
+	if (size == 8)
+		g->ram[CODE_AT + 0x1e + k++] = 0x48;
+	g->ram[CODE_AT + 0x1e + k++] = (uint8_t)((movs ? 0xa4 : 0xaa) + (size > 1));
+	CODE(g, 0x11000, 0xf4);
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_REGS, &r), 0);
+	memcpy(src, from, n * size);
+	CHECK_EQ(guest_run(g), 0);
+	CHECK_EQ(g->run->exit_reason, over > 0 ? KVM_EXIT_HLT : KVM_EXIT_IO);
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_REGS, &r), 0);
+	CHECK_EQ(r.rcx, n - done);
+	CHECK_EQ(r.rdi, r.r12 + done * size);
+	if (movs)
+		CHECK_EQ(r.rsi, r.r13 + done * size);
+	for (unsigned b = 0; b < done * size; b++)
+		CHECK_EQ(to[b], movs ? src[b] : (uint8_t)(0x11 + b % size));
+	/* Nothing behind them, in this page or in the one that lies behind it in RAM. */
+	if (!source)
+		CHECK_EQ(memcmp(to + done * size, was + (to - page) + done * size, 0x1000), 0);
+	if (over > 0) {
+		struct kvm_sregs s;
+
+		CHECK_EQ(kioctl(g->vcpu, KVM_GET_SREGS, &s), 0);
+		CHECK_EQ(s.cr2, 0x401000);
+		CHECK_EQ(FRAME(g, r)[0], source ? 0 : 2);
+		CHECK_EQ(FRAME(g, r)[1], CODE_AT + 0x1e);
+	}
+}
+
+TEST(repetition_to_the_end_of_a_page)
+{
+	static const uint64_t numbers[] = {1, 2, 5, 64, 255};
+	struct guest g;
+
+	start(&g, CR4_BASE);
+	tables64(&g);
+	gate64(&g, 14, 0, 0x11000);
+	for (unsigned size = 1; size <= 8; size *= 2)
+		for (unsigned n = 0; n < 5; n++)
+			for (int over = -1; over <= 1; over++)
+				for (unsigned what = 0; what < 3; what++)
+					rep_at_end(&g, size, what > 0, what == 2, numbers[n], over);
+	guest_close(&g);
+}
+
+/* A watchpoint on the last bytes of the address space. */
+TEST(watched_to_the_very_end)
+{
+	struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP};
+	struct guest g;
+	uint64_t *t;
+
+	start(&g, CR4_BASE);
+	t = (uint64_t *)(void *)(g.ram + TABLES);
+	t[511] = t[0];
+	t[512 + 511] = t[512];
+	t[1024 + 511] = 0x87;
+	CODE(&g, CODE_AT, 0x48, 0x89, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff, 0xf4); /* mov [-8], rax; hlt */
+	d.arch.debugreg[0] = ~7ull;
+	d.arch.debugreg[7] = 0x90402;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_DEBUG);
+	CHECK_EQ(g.run->debug.arch.pc, CODE_AT + 8);
 	guest_close(&g);
 }
 

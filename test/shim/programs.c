@@ -69,6 +69,7 @@ TEST(the_node_is_like_a_file)
 	FILE *f;
 	int fd;
 
+	CHECK(!fopen("/dev/kvm", "wx") && errno == EEXIST);
 	f = fopen("/dev/kvm", "r+");
 	CHECK(f);
 	if (f) {
