@@ -85,6 +85,7 @@ __attribute__((noinline)) void hole_run(struct kvm_vcpu *kv)
 		kv = kvm_vcpu_of(run_current());
 		mmio_done(&kv->cpu.mmu);
 		kv->cpu.mmu.watch_stops = false;
+		cpu_release_events(&kv->cpu);
 		if (kv->bus_locked) {
 			kv->bus_locked = false;
 			vm_resume(kv->cpu.vm, &kv->cpu);
