@@ -410,7 +410,7 @@ static void new_site(struct trans *c, u64 rip, u32 key, u8 *at, bool cross, bool
 	s->key = key;
 	s->at = (u32)(at - j->mem.rw);
 	s->from = meta_at(j, c->tb);
-	s->poll = poll || rip <= c->tb->rip;
+	s->poll = poll || cross || rip <= c->tb->rip;
 	s->cross = cross;
 	s->unlinked = (u32)(emit_rx(&j->cold) - j->mem.rx);
 	patch_rel(at, j->cold.delta, emit_rx(&j->cold));
