@@ -427,21 +427,6 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 	return finish(v);
 }
 
-/* RFLAGS bits that an IRET at this CPL and IOPL may change. */
-static u64 iret_flags(const struct vcpu *v, unsigned osize)
-{
-	u64 mask = FLAGS_ARITH | FLAGS_TF | FLAGS_DF | FLAGS_NT;
-	unsigned iopl = (v->rflags & FLAGS_IOPL) >> FLAGS_IOPL_SHIFT;
-
-	if (osize > 2)
-		mask |= FLAGS_RF | FLAGS_AC | FLAGS_ID;
-	if (v->cpl <= iopl)
-		mask |= FLAGS_IF;
-	if (v->cpl == 0)
-		mask |= FLAGS_IOPL | (osize > 2 ? FLAGS_VIF | FLAGS_VIP : 0);
-	return mask;
-}
-
 static int iret_end(struct vcpu *v)
 {
 	v->nmi_masked = false;
@@ -566,7 +551,7 @@ int far_iret(struct vcpu *v, unsigned osize, u64 next_rip)
 		rc = desc_mark_accessed(v, cs.sel, &cs);
 	if (rc != STEP_OK)
 		return rc;
-	mask = iret_flags(v, osize);
+	mask = flags_open(v, osize);
 	if (outer || v->mode == MODE_64) {
 		commit_return_stack(v, &cs, &ss, rsp);
 	} else {

@@ -22,12 +22,33 @@ static inline bool cpu_lma(const struct vcpu *v)
 	return v->efer & EFER_LMA;
 }
 
+/* Context of explicit data accesses at privilege `cpl` under `rflags`. */
+static inline enum tlb_ctx ctx_with(const struct vcpu *v, unsigned cpl, u64 rflags)
+{
+	if (cpl == 3)
+		return unlikely((v->cr0 & CR0_AM) && (rflags & FLAGS_AC)) ? TLB_USER_AC : TLB_USER;
+	return v->mmu.smap && (rflags & FLAGS_AC) ? TLB_SUPER_AC : TLB_SUPER;
+}
+
 /* Context of stack accesses at privilege `cpl` with the current RFLAGS.AC. */
 static inline enum tlb_ctx ctx_of_cpl(const struct vcpu *v, unsigned cpl)
 {
-	if (cpl == 3)
-		return unlikely((v->cr0 & CR0_AM) && (v->rflags & FLAGS_AC)) ? TLB_USER_AC : TLB_USER;
-	return v->mmu.smap && (v->rflags & FLAGS_AC) ? TLB_SUPER_AC : TLB_SUPER;
+	return ctx_with(v, cpl, v->rflags);
+}
+
+/* RFLAGS bits that an IRET at this CPL and IOPL may change; POPF the same but for RF. */
+static inline u64 flags_open(const struct vcpu *v, unsigned osize)
+{
+	u64 mask = FLAGS_ARITH | FLAGS_TF | FLAGS_DF | FLAGS_NT;
+	unsigned iopl = (v->rflags & FLAGS_IOPL) >> FLAGS_IOPL_SHIFT;
+
+	if (osize > 2)
+		mask |= FLAGS_RF | FLAGS_AC | FLAGS_ID;
+	if (v->cpl <= iopl)
+		mask |= FLAGS_IF;
+	if (v->cpl == 0)
+		mask |= FLAGS_IOPL | (osize > 2 ? FLAGS_VIF | FLAGS_VIP : 0);
+	return mask;
 }
 
 static inline int gp_sel(struct vcpu *v, u16 sel)

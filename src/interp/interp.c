@@ -860,8 +860,6 @@ void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v))
 
 	v->exit.reason = EXIT_NONE;
 	v->exit.insn_len = 0;
-	/* A run that a hole in memory ended left them. */
-	cpu_release_events(v);
 	if (leave_for_write(v, 0))
 		return;
 	check_version(v);

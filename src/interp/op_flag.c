@@ -3,6 +3,7 @@
  *
  * CR4.VME and CR4.PVI (SDM vol. 3, 21.3 and 21.4): where IOPL refuses IF, VIF stands in for it.
  */
+#include "../cpu/segint.h"
 #include "op_sys.h"
 
 #define FN(name) static int name(struct vcpu *v, const struct insn *i)
@@ -50,7 +51,7 @@ FN(pushf)
 
 FN(popf)
 {
-	u64 val, mask = FLAGS_ARITH | FLAGS_TF | FLAGS_DF | FLAGS_NT, old = v->rflags;
+	u64 val, old = v->rflags;
 	int rc;
 
 	if (v86_trapped(v))
@@ -58,14 +59,8 @@ FN(popf)
 	rc = stack_pop(v, &val, i->osize);
 	if (rc != STEP_OK)
 		return rc;
-	if (i->osize > 2)
-		mask |= FLAGS_AC | FLAGS_ID | (v->cpl == 0 ? FLAGS_VIF | FLAGS_VIP : 0);
-	if (v->cpl == 0)
-		mask |= FLAGS_IOPL;
-	if (v->cpl <= iopl(v))
-		mask |= FLAGS_IF;
 	/* VIP and VIF are cleared, whatever the image says. */
-	cpu_set_rflags(v, val & ~(FLAGS_VIF | FLAGS_VIP), mask);
+	cpu_set_rflags(v, val & ~(FLAGS_VIF | FLAGS_VIP), flags_open(v, i->osize) & ~(u64)FLAGS_RF);
 	return (old ^ v->rflags) & (FLAGS_IF | FLAGS_TF | FLAGS_AC) ? step_end(v, i) : STEP_OK;
 }
 

@@ -45,15 +45,6 @@ static u32 key_at(u32 key, enum tlb_ctx ctx, unsigned cpl)
 	return key | (u32)ctx << KEY_CTX_SHIFT | (cpl == 0 ? KEY_CPL0 : 0) | (cpl == 3 ? KEY_USER : 0);
 }
 
-static enum tlb_ctx ctx_with(const struct vcpu *v, unsigned cpl, u64 rflags)
-{
-	bool ac = rflags & FLAGS_AC;
-
-	if (cpl == 3)
-		return (v->cr0 & CR0_AM) && ac ? TLB_USER_AC : TLB_USER;
-	return v->mmu.smap && ac ? TLB_SUPER_AC : TLB_SUPER;
-}
-
 /* What the jump cache has for `rip` under `key`, when nothing is to be looked at before; NULL otherwise. */
 static const u8 *cached(const struct vcpu *v, const struct jit *j, u64 rip, u32 key)
 {
@@ -126,18 +117,6 @@ static bool plain_desc(struct vcpu *v, u16 sel, struct seg *s)
 	return s->s && s->present && (s->type & SEGT_A);
 }
 
-/* RFLAGS bits that IRETQ and POPFQ may change. */
-static u64 flags_open(const struct vcpu *v)
-{
-	u64 mask = FLAGS_ARITH | FLAGS_TF | FLAGS_DF | FLAGS_NT | FLAGS_AC | FLAGS_ID;
-
-	if (v->cpl <= (v->rflags & FLAGS_IOPL) >> FLAGS_IOPL_SHIFT)
-		mask |= FLAGS_IF;
-	if (v->cpl == 0)
-		mask |= FLAGS_IOPL | FLAGS_VIF | FLAGS_VIP;
-	return mask;
-}
-
 /*
  * A frame with RF, as page faults leave it: RF is for the next instruction alone, and without breakpoints nobody sees
  * it but an event before that instruction. So it is dropped here, when the instruction is certain to come next.
@@ -145,7 +124,7 @@ static u64 flags_open(const struct vcpu *v)
 static const u8 *light_iret(struct vcpu *v, struct jit *j, u32 key)
 {
 	const u8 *p = plain_read(v, v->r[R_RSP], 40, v->mmu.ctx), *code;
-	u64 rip, flags, rsp, mask = flags_open(v);
+	u64 rip, flags, rsp, mask = flags_open(v, 8) & ~(u64)FLAGS_RF;
 	struct seg cs, ss;
 	unsigned cpl;
 	u16 sel;
@@ -200,7 +179,7 @@ static const u8 *light_wrbase(struct vcpu *v, const struct insn *i)
 static const u8 *light_popf(struct vcpu *v, struct jit *j, u32 key, u64 next)
 {
 	const u8 *p = plain_read(v, v->r[R_RSP], 8, v->mmu.ctx);
-	u64 mask = flags_open(v), old = v->rflags, now;
+	u64 mask = flags_open(v, 8) & ~(u64)FLAGS_RF, old = v->rflags, now;
 
 	if (!p || !is_canonical(next))
 		return NULL;
