@@ -85,7 +85,7 @@ $(T)/code12-linked: test/jit/code12.c $(BUILD)/libdevkvm.a
 		$(ENGINE_LIBS)
 
 # The instruction suite replaces the delivery of exceptions, see test/insn/guest.c.
-INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c machine.c)
+INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c vendor.c machine.c)
 INSN_OBJ := $(INSN_SRC:%.c=$(BUILD)/%.o)
 $(T)/insn: $(INSN_OBJ) $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
