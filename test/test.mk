@@ -130,7 +130,7 @@ $(SYSTEM_CPU): test/system/t_cpu_smoke.c $(BUILD)/libdevkvm.a
 SNIP := $(wildcard test/system/s_*.S)
 SNIP_OBJ := $(patsubst %.S,$(BUILD)/%.o,test/system/common.S $(SNIP))
 SYSTEM_OBJ := $(patsubst %.c,$(BUILD)/%.o,test/system/system.c test/system/setup.c)
-SYSTEM_DATA := test/system/expected.txt test/system/manual.txt
+SYSTEM_DATA := test/system/expected.txt test/system/manual.txt test/system/intel.txt
 KVM_ORACLE ?= ../shared/oracle/kvm-oracle
 $(BUILD)/test/system/%.o: test/system/%.S test/system/snip.h test/system/snip.inc | $(BUILD)/.deps
 	@mkdir -p $(@D)
