@@ -272,6 +272,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	if (rc < 0)
 		goto fail_map;
 	kv->x12 = x;
+	msr12_init(x);
 	cpuid12_phys_bits(kv);
 	if (id != vm->x12->boot_id) {
 		kv->cpu.is_bsp = false;
