@@ -70,6 +70,13 @@ static int x2apic_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	return ok ? 0 : -1;
 }
 
+static bool guest_has_arch_caps(const struct vcpu12 *x)
+{
+	const struct kvm_cpuid_entry2 *e = cpuid12_find(x, 7, 0);
+
+	return e && (e->edx & BIT(29));
+}
+
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
@@ -101,6 +108,11 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		*val = x->power_ctl;
+		return 0;
+	case MSR_ARCH_CAPABILITIES:
+		if (!host && !guest_has_arch_caps(x))
+			return -1;
+		*val = x->arch_caps;
 		return 0;
 	case MSR_PLATFORM_ID:
 	case MSR_MISC_FEATURES:
@@ -200,6 +212,12 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		x->power_ctl = val;
+		return 0;
+	case MSR_ARCH_CAPABILITIES:
+		/* As Linux: whatever the client says is what its guest believes. */
+		if (!host)
+			return -1;
+		x->arch_caps = val;
 		return 0;
 	case MSR_MISC_FEATURES:
 		return val ? -1 : 0;
