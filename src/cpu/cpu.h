@@ -368,7 +368,6 @@ int xcr_write(struct vcpu *v, u32 n, u64 val);
  */
 /* Architectural access; returns 0, or -1 for #GP. `host`: from an ioctl, skips guest-only checks. */
 int msr_read(struct vcpu *v, u32 msr, u64 *val);
-u64 msr_arch_caps(void); /* IA32_ARCH_CAPABILITIES as we offer it */
 int msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 u64 tsc_read(const struct vcpu *v);
 

@@ -736,6 +736,8 @@ TEST(every_msr_of_the_list_goes_back)
 	CHECK_EQ(kioctl(g.kvm, KVM_GET_MSR_INDEX_LIST, &list), 0);
 	for (unsigned n = 0; n < list.head.nmsrs; n++) {
 		m.e[0].index = list.index[n];
+		if (m.e[0].index == 0x4b564d06)
+			continue; /* MSR_KVM_ASYNC_PF_INT: Linux wants a local APIC for it */
 		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != 1 || kioctl(g.vcpu, KVM_SET_MSRS, &m) != 1)
 			CHECK_EQ(list.index[n], 0);
 	}
