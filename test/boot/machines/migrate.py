@@ -29,7 +29,7 @@ writer() {
     n=$((i % 12))
     head -c 2000000 /dev/urandom >f.$n; sha256sum f.$n >s.$n
     [ $i -lt 12 ] || sha256sum -c --status s.$(((i + 5) % 12)) || echo "bad $i" >>/dev/shm/bad
-    i=$((i + 1)); echo $i >/dev/shm/count
+    i=$((i + 1)); echo $i >/dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count
   done
   for n in 0 1 2 3 4 5 6 7 8 9 10 11; do sha256sum -c --status s.$n || echo "bad end $n" >>/dev/shm/bad; done
 }
@@ -77,7 +77,7 @@ def snapshot(machine, cpus):
                 require(not said, said)
                 m.drain(1)
             wrote(m)
-        quiet_log(m)
+        quiet_log(m, "irqchip=off" in machine)
         with step("into a new QEMU with -loadvm", m):
             m.sh("state=third")
             m.hmp("savevm three")
@@ -165,7 +165,7 @@ def migrate(args, times, accel="kvm", capabilities=(), parameters=None, postcopy
         with step("all it wrote is right", here) as figures:
             figures.note("%d files" % wrote(here))
             here.sh("ls -R /etc | sha256sum && ping -c 1 -W 5 10.0.2.2")
-        quiet_log(here)
+        quiet_log(here, "irqchip=off" in " ".join(args))
         powers_down(here)
     finally:
         for m in (here, there):

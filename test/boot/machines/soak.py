@@ -14,7 +14,7 @@ work() {
   n=0
   while [ ! -e /tmp/stop ]; do
     gzip -c /tmp/text | sha256sum | cmp -s - /tmp/right || echo "wrong $1 $n" >>/tmp/wrong
-    n=$((n + 1)); echo $n >/tmp/count.$1
+    n=$((n + 1)); echo $n >/tmp/new.$1; mv /tmp/new.$1 /tmp/count.$1
   done
 }
 work 1 & work 2 &
