@@ -244,9 +244,12 @@ TEST(state_round_trip)
 	CHECK_ERR(kioctl(g.vm, KVM_GET_IRQCHIP, &c), EINVAL);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, l), 0);
 	l->regs[0x80] = 0x40;
+	memset(l->regs + 0x30, 0, 4); /* the version: QEMU has none to give */
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, l), 0);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, l2), 0);
 	CHECK_EQ(l2->regs[0x80], 0x40);
+	CHECK_EQ(l2->regs[0x30], 0x14);
+	CHECK_EQ(l2->regs[0x32], 5);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_MP_STATE, &mp), 0);
 	CHECK_EQ(mp.mp_state, KVM_MP_STATE_RUNNABLE);
 	free(l);
