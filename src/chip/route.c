@@ -163,12 +163,14 @@ static u64 earliest(const struct chips *c)
 
 void chips_timer_changed_locked(struct chips *c)
 {
-	u64 t = earliest(c), was = c->next_timer;
+	u64 t = earliest(c);
 
+	/* A later moment costs one wake-up too many, and no call now; nor when it goes back to what was asked for
+	 * before: a guest that idles and wakes all the time stops and starts its tick each time. */
+	if (t >= c->next_timer)
+		return;
 	c->next_timer = t;
-	/* A later moment costs one wake-up too many, and no call now. */
-	if (t < was)
-		c->ops->timer(c->owner);
+	c->ops->timer(c->owner);
 }
 
 u64 chips_run_timers_locked(struct chips *c)

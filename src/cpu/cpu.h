@@ -200,6 +200,7 @@ struct vcpu {
 	bool stepping; /* the loop must call dbg_before()/dbg_after() around each instruction: TF, RF, I/O breakpoints,
 	                  the client's single-step. For others mmu.watch_stops names the instructions. */
 	u8 shadow;     /* SHADOW_x covering the next instruction */
+	bool goes_on;  /* the loop is entered again without the client having run: it changed no memory */
 	u32 code_key;  /* what decoding depends on besides the bytes: dmode, ... */
 
 	/* Words that translated code reads and writes; jit/ alone gives them meaning. */

@@ -72,9 +72,11 @@ void interp_abandon(struct vcpu *v)
 /* Memory slots changed: translations and host addresses may be void. */
 static void check_version(struct vcpu *v)
 {
-	v->interp->epoch++;
+	if (!v->goes_on)
+		v->interp->epoch++;
 	if (v->mmu.vm->version == v->interp->vm_version)
 		return;
+	v->interp->epoch++;
 	tlb_flush(&v->mmu);
 	interp_flush(v);
 }

@@ -3,8 +3,7 @@
  * routes, irqfds, their state, and the helper thread that waits for timers and irqfds.
  *
  * Invariants: chips are made before the first vCPU and live as long as the VM. The helper thread takes chips.lock only,
- * never a VM's or vCPU's; it is joined before anything it uses goes. A vCPU that sleeps in HLT waits on the word of its
- * events, so whoever sets a bit there and finds it asleep wakes it, and a signal handler needs no more than the bit.
+ * never a VM's or vCPU's; it is joined before anything it uses goes.
  *
  * With split chips only the local APICs are ours: the client keeps the IOAPIC, sends messages, and hears of the EOIs of
  * vectors that routes of its IOAPIC's pins use.
@@ -13,7 +12,6 @@
 #include "dialect_12.h"
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,13 +87,6 @@ static struct kvm_vcpu *vcpu_at(void *owner, unsigned id)
 	struct chips12 *x = owner;
 
 	return __atomic_load_n(&x->vm->vcpu[id], __ATOMIC_ACQUIRE);
-}
-
-void vcpu12_notify(struct kvm_vcpu *kv, u32 bits)
-{
-	atomic_fetch_or(&kv->cpu.events, bits);
-	if (atomic_load(&kv->x12->sleeping))
-		syscall(SYS_futex, &kv->cpu.events, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 static void up_kick(void *owner, unsigned id)
@@ -1041,98 +1032,4 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
 	v->cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 	pthread_mutex_unlock(&l->chips->lock);
 	return true;
-}
-
-/* ---- HLT, INIT, SIPI --------------------------------------------------------------------------------------------- */
-
-static void take_init(struct kvm_vcpu *kv)
-{
-	struct lapic *l = lapic_of(&kv->cpu);
-
-	pthread_mutex_lock(&l->chips->lock);
-	lapic_reset_locked(l, true);
-	pthread_mutex_unlock(&l->chips->lock);
-	vapic_reset(kv->x12);
-	apf_reset(kv->x12);
-	vcpu12_reset(kv, true);
-	kv->x12->mp_state = l->bsp ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
-}
-
-static void take_sipi(struct kvm_vcpu *kv)
-{
-	struct vcpu *v = &kv->cpu;
-
-	v->seg[SEG_CS].sel = (u16)(kv->x12->sipi_vector << 8);
-	v->seg[SEG_CS].base = (u64)kv->x12->sipi_vector << 12;
-	v->r[R_RIP] = 0;
-	cpu_update(v);
-	kv->x12->mp_state = KVM_MP_STATE_RUNNABLE;
-}
-
-static void take_latch(struct kvm_vcpu *kv)
-{
-	u32 what = atomic_exchange(&kv->x12->latch, 0);
-
-	if (what & LATCH_STIMER)
-		synic_poll(kv);
-	if (what & LATCH_SMI)
-		kv->x12->smi_pending = true;
-	/* System management mode keeps an INIT waiting, and never sees a SIPI. */
-	if (kv->x12->smm) {
-		atomic_fetch_or(&kv->x12->latch, what & LATCH_INIT);
-		return;
-	}
-	if (what & LATCH_INIT)
-		take_init(kv);
-	if ((what & LATCH_SIPI) && kv->x12->mp_state == KVM_MP_STATE_INIT_RECEIVED)
-		take_sipi(kv);
-}
-
-static bool wakes(struct kvm_vcpu *kv)
-{
-	struct vcpu *v = &kv->cpu;
-
-	if (v->nmi_pending && !v->nmi_masked)
-		return true;
-	if (atomic_exchange(&kv->x12->unhalted, false))
-		return true;
-	if (kv->x12->smi_pending && !kv->x12->smm)
-		return true;
-	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
-}
-
-bool vcpu12_wait(struct kvm_vcpu *kv)
-{
-	struct vcpu12 *x = kv->x12;
-	struct vcpu *v = &kv->cpu;
-
-	for (;;) {
-		u32 ev;
-
-		if (run_signalled())
-			return false;
-		/* Cleared first: whoever comes from now on changes the word that we wait on. */
-		atomic_store(&x->sleeping, true);
-		atomic_fetch_and(&v->events, ~(u32)(EV_IRQ | EV_SIGNAL));
-		ev = atomic_load(&v->events);
-		if (atomic_load(&x->latch))
-			take_latch(kv);
-		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv)) {
-			x->mp_state = KVM_MP_STATE_RUNNABLE;
-			stat12(v, DEVKVM_halt_wakeup);
-		}
-		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
-			if (unlikely(x->smi_pending))
-				smm_poll(kv);
-			atomic_store(&x->sleeping, false);
-			atomic_fetch_or(&v->events, (u32)EV_IRQ);
-			return !run_signalled();
-		}
-		if (!run_signalled()) {
-			vm_leave(v->vm);
-			syscall(SYS_futex, &v->events, FUTEX_WAIT_PRIVATE, ev, NULL, NULL, 0);
-			vm_enter(v->vm);
-		}
-		atomic_store(&x->sleeping, false);
-	}
 }

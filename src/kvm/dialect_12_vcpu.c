@@ -634,6 +634,7 @@ static void run_guest(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
+	v->goes_on = false;
 	for (;;) {
 		/* Before HLT is looked at, which it ends. */
 		if (unlikely(kv->x12->apf_wake))
@@ -659,6 +660,7 @@ static void run_guest(struct kvm_vcpu *kv)
 			vcpu12_window(v);
 		vapic_out(v);
 		run_engine(kv);
+		v->goes_on = true;
 		switch (v->exit.reason) {
 		case EXIT_IRQ_WINDOW:
 			if (!lapic_of(v) || irq_open(kv))
