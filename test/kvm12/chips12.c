@@ -153,6 +153,63 @@ TEST(pit_ticks)
 	guest_close(&g);
 }
 
+/* A counter of the vCPU by its name; -1: there is none. */
+static long counter(struct guest *g, const char *name)
+{
+	int fd = (int)kioctl(g->vcpu, KVM_GET_STATS_FD, 0L);
+	struct kvm_stats_header head;
+	struct kvm_stats_desc *d;
+	char buf[256];
+	long val = -1;
+
+	if (fd < 0 || pread(fd, &head, sizeof(head), 0) != sizeof(head) || head.name_size > 128)
+		return -1;
+	d = (struct kvm_stats_desc *)(void *)buf;
+	for (unsigned n = 0; n < head.num_desc && val < 0; n++) {
+		size_t size = sizeof(*d) + head.name_size;
+
+		if (pread(fd, buf, size, (off_t)(head.desc_offset + n * size)) != (ssize_t)size)
+			break;
+		if (!strcmp(buf + sizeof(*d), name) &&
+		    pread(fd, &val, sizeof(val), (off_t)(head.data_offset + d->offset)) != sizeof(val))
+			val = -1;
+	}
+	close(fd);
+	return val;
+}
+
+/* Halts of a millisecond: too long to be looked for, until the client says otherwise. */
+TEST(short_halts_are_looked_for)
+{
+	struct kvm_enable_cap c = {.cap = KVM_CAP_HALT_POLL};
+
+	for (unsigned longer = 0; longer < 2; longer++) {
+		struct guest g;
+
+		CHECK_EQ(chips_open(&g), 0);
+		CHECK_EQ(kioctl(g.vm, KVM_CHECK_EXTENSION, KVM_CAP_HALT_POLL), 1);
+		c.args[0] = 1ull << 32;
+		CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), -1);
+		CHECK_EQ(errno, EINVAL);
+		c.args[0] = 5000000;
+		if (longer)
+			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), 0);
+		guest_code(&g);
+		CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+		CHECK_EQ(guest_start16(&g, 0x800), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		for (unsigned n = 0; n < 100; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, 0x80);
+		}
+		if (!longer)
+			CHECK(counter(&g, "halt_attempted_poll") >= 0 && counter(&g, "halt_attempted_poll") < 50);
+		else if (sysconf(_SC_NPROCESSORS_ONLN) > 1)
+			CHECK(counter(&g, "halt_attempted_poll") > 50);
+		guest_close(&g);
+	}
+}
+
 /* Milliseconds from loading the counter (10 ms) to its 40th interrupt, when the client does not run the guest for the
  * first 300. */
 static double forty_ticks(bool reinject)
