@@ -157,7 +157,7 @@ struct vcpu12 {
 
 	u64 mcg_cap, mcg_ctl;
 	u64 mce[4 * MCE_BANKS];
-	u64 msr_clock, msr_wall, misc_enable, poll_control, platform_info, power_ctl;
+	u64 msr_clock, msr_wall, misc_enable, poll_control, platform_info, power_ctl, arch_caps;
 	u64 msr_steal, steal_seen, steal_read; /* the thread's waiting time when it was last read, and when that was */
 	bool clock_stopped;                    /* KVM_KVMCLOCK_CTRL */
 	/* dialect_12_vapic.c */

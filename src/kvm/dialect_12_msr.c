@@ -70,6 +70,14 @@ static int x2apic_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	return ok ? 0 : -1;
 }
 
+static bool sees_arch_caps(struct vcpu *v)
+{
+	u32 l[4];
+
+	cpuid12(v, 7, 0, l);
+	return l[3] & BIT(29);
+}
+
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
@@ -101,6 +109,11 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		*val = x->power_ctl;
+		return 0;
+	case MSR_ARCH_CAPABILITIES:
+		if (!host && !sees_arch_caps(v))
+			return -1;
+		*val = x->arch_caps;
 		return 0;
 	case MSR_PLATFORM_ID:
 	case MSR_MISC_FEATURES:
@@ -200,6 +213,11 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		x->power_ctl = val;
+		return 0;
+	case MSR_ARCH_CAPABILITIES: /* read-only, but a client chooses what its processor model has */
+		if (!host)
+			return -1;
+		x->arch_caps = val;
 		return 0;
 	case MSR_MISC_FEATURES:
 		return val ? -1 : 0;

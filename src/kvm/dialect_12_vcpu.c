@@ -266,6 +266,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	x->check_state = true;
 	x->mcg_cap = MCE_BANKS;
 	x->misc_enable = 0;
+	x->arch_caps = msr_arch_caps();
 	x->poll_control = 1;
 	x->smbase = 0x30000;
 	rc = vcpu_create(vm, (u32)id, &ops_12, &kv);
