@@ -85,7 +85,7 @@ $(T)/code12-linked: test/jit/code12.c $(BUILD)/libdevkvm.a
 		$(ENGINE_LIBS)
 
 # The instruction suite replaces the delivery of exceptions, see test/insn/guest.c.
-INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c machine.c)
+INSN_SRC := $(addprefix test/insn/,insn_test.c forms.c gen.c guest.c native.c report.c vendor.c machine.c)
 INSN_OBJ := $(INSN_SRC:%.c=$(BUILD)/%.o)
 $(T)/insn: $(INSN_OBJ) $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
@@ -130,7 +130,7 @@ $(SYSTEM_CPU): test/system/t_cpu_smoke.c $(BUILD)/libdevkvm.a
 SNIP := $(wildcard test/system/s_*.S)
 SNIP_OBJ := $(patsubst %.S,$(BUILD)/%.o,test/system/common.S $(SNIP))
 SYSTEM_OBJ := $(patsubst %.c,$(BUILD)/%.o,test/system/system.c test/system/setup.c)
-SYSTEM_DATA := test/system/expected.txt test/system/manual.txt
+SYSTEM_DATA := test/system/expected.txt test/system/manual.txt test/system/intel.txt
 KVM_ORACLE ?= ../shared/oracle/kvm-oracle
 $(BUILD)/test/system/%.o: test/system/%.S test/system/snip.h test/system/snip.inc | $(BUILD)/.deps
 	@mkdir -p $(@D)

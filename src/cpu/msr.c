@@ -79,16 +79,6 @@ static bool has_arch_caps(void)
 	return l[3] & BIT(29);
 }
 
-u64 msr_arch_caps(void)
-{
-	/* Everything "not affected": nothing here runs ahead of the guest's program. RDCL, IBRS_ALL, SKIP_L1DFL, SSB,
-	 * MDS, PSCHANGE, TAA, SBDR, FBSDP, PSDP, BHI, PBRSB, GDS, RFDS, ITS. */
-	if (!has_arch_caps())
-		return 0;
-	return BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) |
-	       BIT(24) | BIT(26) | BIT(27) | BIT(62);
-}
-
 static int fixed_mtrr(u32 msr)
 {
 	if (msr == MSR_MTRR_FIX64K)
@@ -184,8 +174,13 @@ int msr_read(struct vcpu *v, u32 msr, u64 *val)
 		*val = v->msr_spare[SPARE_SPEC_CTRL];
 		return 0;
 	case MSR_ARCH_CAPABILITIES:
-		*val = msr_arch_caps();
-		return has_arch_caps() ? 0 : -1;
+		if (!has_arch_caps())
+			return -1;
+		/* Everything "not affected": nothing here runs ahead of the guest's program. RDCL, IBRS_ALL,
+		 * SKIP_L1DFL, SSB, MDS, PSCHANGE, TAA, SBDR, FBSDP, PSDP, BHI, PBRSB, GDS, RFDS, ITS. */
+		*val = BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) |
+		       BIT(20) | BIT(24) | BIT(26) | BIT(27) | BIT(62);
+		return 0;
 	case MSR_AMD_OSVW_LENGTH:
 	case MSR_AMD_OSVW_STATUS:
 	case MSR_AMD_INT_PENDING:

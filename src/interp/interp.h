@@ -54,6 +54,9 @@ insn_fn op_sys_find(const struct insn *i);
 insn_fn op_x87_find(const struct insn *i);
 insn_fn op_simd_find(const struct insn *i);
 
+/* Does this rotate leave OF as it was, on this host? Undefined by the manual, so the host decides. */
+bool op_shift_keeps_of(const struct insn *i);
+
 /* Stack access in the current stack width, shared by op_int and op_flow: `size` 2, 4 or 8. push commits RSP. */
 int stack_push(struct vcpu *v, u64 val, unsigned size);
 int stack_pop(struct vcpu *v, u64 *val, unsigned size); /* reads and commits RSP */

@@ -2,7 +2,8 @@
  * op_shift.c: shifts and rotates: ROL ROR RCL RCR SHL SHR SAR, SHLD SHRD, and the flagless SARX SHLX SHRX RORX.
  *
  * The host's own instruction runs on the value with the guest's flags loaded, so a count of zero keeps the flags and
- * undefined flags come out as on the host.
+ * undefined flags come out as on the host. It counts in CL also for a constant count; where that makes a difference to
+ * the host (rotates, see rotate_keeps_of()), the constant's way is taken.
  */
 #include "interp_impl.h"
 
@@ -53,6 +54,46 @@ GEN_SIZES(rcr)
 GEN_SIZES(shl)
 GEN_SIZES(shr)
 GEN_SIZES(sar)
+
+static bool host_keeps_of(void)
+{
+	u32 set = fl_pack(FLAGS_OF), clear = fl_pack(0);
+	u8 a = 0x0f;
+
+	asm(FL_LOAD "rolb $2, %[a]" FL_SAVE : [a] "+q"(a), "+a"(set) : : "cc");
+	a = 0x0f;
+	asm(FL_LOAD "rolb $2, %[a]" FL_SAVE : [a] "+q"(a), "+a"(clear) : : "cc");
+	return (fl_merge(0, set) ^ fl_merge(0, clear)) & FLAGS_OF;
+}
+
+/*
+ * OF after a rotate by more than one is undefined (SDM vol. 2, RCL/RCR/ROL/ROR). Intel's processors compute it from the
+ * result for a count in CL and for memory, but leave it alone where a register turns by a constant.
+ */
+bool op_shift_keeps_of(const struct insn *i)
+{
+	return (i->mnemonic == ZYDIS_MNEMONIC_ROL || i->mnemonic == ZYDIS_MNEMONIC_ROR) && i->opcode < 0xd0 &&
+	       i->op[0].kind == OPK_GPR && ((u8)i->imm & (i->op[0].size == 8 ? 63 : 31)) != 1 && host_keeps_of();
+}
+
+#define GEN_KEEP(name, S)                                                                                              \
+	FN(name##_keep##S)                                                                                             \
+	{                                                                                                              \
+		u64 old = v->rflags;                                                                                   \
+                                                                                                                       \
+		name##_ri##S(v, i);                                                                                    \
+		v->rflags = (v->rflags & ~(u64)FLAGS_OF) | (old & FLAGS_OF);                                           \
+		return STEP_OK;                                                                                        \
+	}
+
+GEN_KEEP(rol, 1)
+GEN_KEEP(rol, 2)
+GEN_KEEP(rol, 4)
+GEN_KEEP(rol, 8)
+GEN_KEEP(ror, 1)
+GEN_KEEP(ror, 2)
+GEN_KEEP(ror, 4)
+GEN_KEEP(ror, 8)
 
 /* ---- double shifts ---------------------------------------------------------------------------------------------- */
 
@@ -145,6 +186,7 @@ FN(shiftx)
 
 static const insn_fn shifts[7][3][4] = {TABLE(rol), TABLE(ror), TABLE(rcl), TABLE(rcr),
                                         TABLE(shl), TABLE(shr), TABLE(sar)};
+static const insn_fn keeping[2][4] = {ROW(rol, keep), ROW(ror, keep)};
 static const insn_fn doubles[2][4] = {{NULL, shld_2, shld_4, shld_8}, {NULL, shrd_2, shrd_4, shrd_8}};
 
 insn_fn op_shift_find(const struct insn *i)
@@ -187,5 +229,7 @@ insn_fn op_shift_find(const struct insn *i)
 	}
 	if (i->op[0].kind == OPK_MEM)
 		return shifts[n][2][s];
+	if (op_shift_keeps_of(i))
+		return keeping[n][s];
 	return shifts[n][i->op[1].kind == OPK_IMM ? 0 : 1][s];
 }

@@ -103,7 +103,7 @@ static void shift(const struct insn *i, struct nat *n, bool rotate, bool carry)
 	if (!count)
 		n->fw = 0;
 	else
-		n->fw = rotate ? F_CF | F_OF : F_ALL;
+		n->fw = !rotate ? F_ALL : op_shift_keeps_of(i) ? F_CF : F_CF | F_OF;
 }
 
 /* Destination ModRM.reg, source ModRM.rm. */

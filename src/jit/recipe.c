@@ -40,6 +40,8 @@ enum {
 	R_SAR,
 	R_ROL,
 	R_ROR,
+	R_ROL_KEEP, /* OF stays: op_shift_keeps_of() */
+	R_ROR_KEEP,
 	R_IMUL,
 	R_MUL1,
 	R_IMUL1,
@@ -150,6 +152,16 @@ struct recipe {
 		case R_ROR:                                                                                            \
 			ASM_CL("ror", t);                                                                              \
 			break;                                                                                         \
+		case R_ROL_KEEP:                                                                                       \
+			of = ax & 1;                                                                                   \
+			ASM_CL("rol", t);                                                                              \
+			ax = (ax & ~1u) | of;                                                                          \
+			break;                                                                                         \
+		case R_ROR_KEEP:                                                                                       \
+			of = ax & 1;                                                                                   \
+			ASM_CL("ror", t);                                                                              \
+			ax = (ax & ~1u) | of;                                                                          \
+			break;                                                                                         \
 		case R_MUL1:                                                                                           \
 			ASM_MUL("mul", t, lo);                                                                         \
 			break;                                                                                         \
@@ -228,6 +240,7 @@ static bool is_valid(const struct vcpu *v, const struct redo *s, u8 src)
 static u32 step_run(const struct vcpu *v, const struct redo *s, u32 ax)
 {
 	u64 a = value_of(v, s, s->a), b = value_of(v, s, s->b);
+	u32 of;
 
 	if (s->op == R_CLC)
 		return ax & ~0x100u;
@@ -511,6 +524,8 @@ static bool step_of(struct trans *c, unsigned p, u16 written, struct redo *s)
 	case ZYDIS_MNEMONIC_SAR:
 	case ZYDIS_MNEMONIC_ROL:
 	case ZYDIS_MNEMONIC_ROR:
+		if (op_shift_keeps_of(i))
+			s->op = s->op == R_ROL ? R_ROL_KEEP : R_ROR_KEEP;
 		if (i->opcode == 0xd0 || i->opcode == 0xd1)
 			s->imm = 1;
 		else if ((i->opcode == 0xd2 || i->opcode == 0xd3) &&

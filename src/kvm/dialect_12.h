@@ -157,7 +157,7 @@ struct vcpu12 {
 
 	u64 mcg_cap, mcg_ctl;
 	u64 mce[4 * MCE_BANKS];
-	u64 msr_clock, msr_wall, misc_enable, poll_control, platform_info, power_ctl, arch_caps;
+	u64 msr_clock, msr_wall, misc_enable, arch_caps, poll_control, platform_info, power_ctl;
 	u64 msr_steal, steal_seen, steal_read; /* the thread's waiting time when it was last read, and when that was */
 	bool clock_stopped;                    /* KVM_KVMCLOCK_CTRL */
 	/* dialect_12_vapic.c */
@@ -480,5 +480,6 @@ long mce_inject(struct kvm_vcpu *kv, unsigned long arg);
 /* struct vcpu_ops */
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host);
+void msr12_init(struct vcpu12 *x);
 
 #endif

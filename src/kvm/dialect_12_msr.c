@@ -70,12 +70,36 @@ static int x2apic_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	return ok ? 0 : -1;
 }
 
-static bool sees_arch_caps(struct vcpu *v)
+/* Is the bit of leaf 7's or 1's register set in what the guest sees? */
+static bool guest_has(const struct vcpu12 *x, u32 leaf, u32 bit)
 {
-	u32 l[4];
+	const struct kvm_cpuid_entry2 *e = cpuid12_find(x, leaf, 0);
 
-	cpuid12(v, 7, 0, l);
-	return l[3] & BIT(29);
+	return e && ((leaf == 7 ? e->edx : e->ecx) & bit);
+}
+
+/* MSRs of Intel's that describe the processor: the client may set them, a guest sees them by CPUID. */
+static int describing_read(const struct vcpu12 *x, u32 msr, u64 *val, bool host)
+{
+	if (cpuid_is_amd())
+		return MSR_PASS;
+	if (msr == MSR_ARCH_CAPABILITIES) {
+		*val = x->arch_caps;
+		return host || guest_has(x, 7, BIT(29)) ? 0 : -1;
+	}
+	*val = 0; /* no performance monitoring */
+	return host || guest_has(x, 1, BIT(15)) ? 0 : -1;
+}
+
+static int describing_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
+{
+	if (cpuid_is_amd())
+		return MSR_PASS;
+	if (!host || (msr == MSR_PERF_CAPABILITIES && val))
+		return -1;
+	if (msr == MSR_ARCH_CAPABILITIES)
+		x->arch_caps = val;
+	return 0;
 }
 
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
@@ -91,6 +115,9 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	case MSR_TSC_DEADLINE:
 		*val = lapic_of(v) ? lapic_of(v)->tsc_deadline : 0;
 		return 0;
+	case MSR_ARCH_CAPABILITIES:
+	case MSR_PERF_CAPABILITIES:
+		return describing_read(x, msr, val, host);
 	case MSR_MISC_ENABLE:
 		*val = x->misc_enable;
 		return 0;
@@ -109,11 +136,6 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		*val = x->power_ctl;
-		return 0;
-	case MSR_ARCH_CAPABILITIES:
-		if (!host && !sees_arch_caps(v))
-			return -1;
-		*val = x->arch_caps;
 		return 0;
 	case MSR_PLATFORM_ID:
 	case MSR_MISC_FEATURES:
@@ -193,6 +215,9 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			return MSR_PASS;
 		tsc12_set(v, val);
 		return 0;
+	case MSR_ARCH_CAPABILITIES:
+	case MSR_PERF_CAPABILITIES:
+		return describing_write(x, msr, val, host);
 	case MSR_MISC_ENABLE:
 		x->misc_enable = val;
 		return 0;
@@ -213,11 +238,6 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		return 0;
 	case MSR_POWER_CTL:
 		x->power_ctl = val;
-		return 0;
-	case MSR_ARCH_CAPABILITIES: /* read-only, but a client chooses what its processor model has */
-		if (!host)
-			return -1;
-		x->arch_caps = val;
 		return 0;
 	case MSR_MISC_FEATURES:
 		return val ? -1 : 0;
@@ -265,9 +285,9 @@ static const u32 common_list[] = {MSR_TSC,
                                   0x34, /* SMI_COUNT */
                                   0x9e, /* SMBASE */
                                   MSR_PLATFORM_INFO};
-static const u32 intel_list[] = {MSR_SPEC_CTRL, MSR_ARCH_CAPABILITIES};
+static const u32 intel_list[] = {MSR_SPEC_CTRL, MSR_ARCH_CAPABILITIES, MSR_PERF_CAPABILITIES};
 static const u32 amd_list[] = {MSR_AMD_HWCR};
-static const u32 intel_features[] = {MSR_ARCH_CAPABILITIES, MSR_UCODE_REV};
+static const u32 intel_features[] = {MSR_ARCH_CAPABILITIES, MSR_UCODE_REV, MSR_PERF_CAPABILITIES};
 static const u32 amd_features[] = {MSR_UCODE_REV, MSR_AMD_DE_CFG};
 
 static unsigned list_add(u32 *to, unsigned n, const u32 *from, unsigned count)
@@ -351,14 +371,28 @@ static int set_one(struct kvm_vcpu *kv, struct kvm_msr_entry *e)
 	return msr_write(&kv->cpu, e->index, e->data, true);
 }
 
+/* What the processor says of itself: constants, no vCPU's state matters. */
+static bool constant_msr(u32 msr, u64 *val)
+{
+	static struct vcpu bare;
+
+	*val = 0;
+	return msr == MSR_PERF_CAPABILITIES || msr_read(&bare, msr, val) == 0;
+}
+
+void msr12_init(struct vcpu12 *x)
+{
+	constant_msr(MSR_ARCH_CAPABILITIES, &x->arch_caps);
+}
+
 static int feature_one(struct kvm_vcpu *kv, struct kvm_msr_entry *e)
 {
 	const u32 *list = cpuid_is_amd() ? amd_features : intel_features;
-	static struct vcpu bare; /* feature MSRs are constants: no vCPU's state matters */
+	unsigned count = cpuid_is_amd() ? ARRAY_SIZE(amd_features) : ARRAY_SIZE(intel_features);
 	u64 val;
 
-	for (unsigned n = 0; n < 2; n++)
-		if (list[n] == e->index && msr_read(&bare, e->index, &val) == 0) {
+	for (unsigned n = 0; n < count; n++)
+		if (list[n] == e->index && constant_msr(e->index, &val)) {
 			e->data = val;
 			return 0;
 		}

@@ -266,13 +266,13 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 	x->check_state = true;
 	x->mcg_cap = MCE_BANKS;
 	x->misc_enable = 0;
-	x->arch_caps = msr_arch_caps();
 	x->poll_control = 1;
 	x->smbase = 0x30000;
 	rc = vcpu_create(vm, (u32)id, &ops_12, &kv);
 	if (rc < 0)
 		goto fail_map;
 	kv->x12 = x;
+	msr12_init(x);
 	cpuid12_phys_bits(kv);
 	if (id != vm->x12->boot_id) {
 		kv->cpu.is_bsp = false;

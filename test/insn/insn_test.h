@@ -1,6 +1,7 @@
 /*
  * insn_test.h: the instruction suite's shared types. insn_test.c drives, forms.c lists the forms, gen.c makes random
- * cases, native.c runs one on the host CPU, guest.c in the interpreter, report.c prints one.
+ * cases, native.c runs one on the host CPU, guest.c in the interpreter, report.c compares and prints, vendor.c knows
+ * where processors differ by right.
  *
  * Both runs see the same addresses: code at CODE, a data window at DATA whose first two pages are writable and third is
  * read-only; around it nothing is mapped. Nothing else of the process lies below 4 GiB, so an access anywhere there
@@ -94,7 +95,13 @@ bool guest_judge(const struct tcase *c, struct outcome *out);
 
 /* report.c */
 /* True when the outcomes agree as far as they are defined; else *why says where not. */
-bool outcomes_agree(const struct tcase *c, const struct outcome *want, const struct outcome *got, const char **why);
+bool outcomes_agree(const struct tcase *c, const struct outcome *want, const struct outcome *ours, const char **why);
 void report(const struct tcase *c, const struct outcome *want, const struct outcome *got, const char *why);
+
+/* vendor.c */
+/* Puts the judge's values into ours where both are right. */
+void vendor_adopt(const struct tcase *c, const struct outcome *want, struct outcome *got);
+/* The judge ended elsewhere, and both are right. */
+bool vendor_takes_other_way(const struct tcase *c, const struct outcome *want, const struct outcome *got);
 
 #endif
