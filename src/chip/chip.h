@@ -43,7 +43,14 @@ struct chip_ops {
 	void (*eoi)(void *owner, unsigned vcpu, u8 vector);
 	/* Would it? */
 	bool (*hears_eoi)(void *owner, unsigned vcpu, u8 vector);
+	/* A line to a synthetic interrupt of Hyper-V's (gsi_entry.pin: vCPU << 4 | number) goes up. As gsi_set(). */
+	int (*sint)(void *owner, u32 pin);
+	/* With has_sints: a vector was ended, which may be one's. */
+	void (*sint_eoi)(void *owner, unsigned vcpu, u8 vector);
 };
+
+/* Integrated; the highest of its local vectors is number 5. */
+#define LAPIC_VERSION_VALUE (0x14u | 5u << 16)
 
 /* Registers of the local APIC, index = offset / 16 of the page (SDM vol. 3, table 11-1). */
 enum {
@@ -129,7 +136,7 @@ struct pit {
 	bool again;  /* one of them is due */
 };
 
-enum gsi_kind { GSI_NONE, GSI_PIC, GSI_IOAPIC, GSI_MSI };
+enum gsi_kind { GSI_NONE, GSI_PIC, GSI_IOAPIC, GSI_MSI, GSI_SINT };
 struct gsi_entry {
 	enum gsi_kind kind;
 	u32 pin;
@@ -156,6 +163,7 @@ struct chips {
 	bool pic_out;
 	struct pit pit;
 	struct gsi *gsi;       /* GSI_MAX of them */
+	bool has_sints;        /* one of them leads to GSI_SINT */
 	u8 gsi_level[GSI_MAX]; /* lines as their source set them, a bit a source */
 	unsigned n_gsi;
 	u64 next_timer;
