@@ -251,7 +251,12 @@ check-nightly: all $(JIT_RANDOM)
 	$(JIT_RANDOM) --insns $(INSNS) --progress $(if $(SEED),--seed $(SEED))
 	test/boot/lockstep-test $(BUILD) --full
 
+# Half an hour: whole machines under QEMU. ARGS= goes to the script: --only REGEX, --engine interp, --soak MINUTES.
+check-machines: all
+	@tools/need $(DEPS_BOOT) $(DEPS_MACHINES)
+	test/boot/machines/check-machines $(BUILD) $(ARGS)
+
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-shim check-quick check-nightly check-oracle check-selftests test-programs print-quick
+.PHONY: check check-shim check-quick check-nightly check-machines check-oracle check-selftests test-programs print-quick

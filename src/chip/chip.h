@@ -49,13 +49,13 @@ struct chip_ops {
 	void (*sint_eoi)(void *owner, unsigned vcpu, u8 vector);
 };
 
-/* Integrated; the highest of its local vectors is number 5. */
-#define LAPIC_VERSION_VALUE (0x14u | 5u << 16)
+/* Integrated APIC, version 0x14, six LVT entries (SDM vol. 3, 11.4.8). */
+#define LAPIC_IS (0x14 | 5u << 16)
 
 /* Registers of the local APIC, index = offset / 16 of the page (SDM vol. 3, table 11-1). */
 enum {
 	LAPIC_ID = 0x02,
-	LAPIC_VERSION = 0x03,
+	LAPIC_VERSION = 0x03, /* always LAPIC_IS: no client can change it */
 	LAPIC_TPR = 0x08,
 	LAPIC_PPR = 0x0a,
 	LAPIC_EOI = 0x0b,

@@ -75,7 +75,7 @@ void lapic_reset_locked(struct lapic *l, bool init)
 
 	memset(l->reg, 0, sizeof(l->reg));
 	l->reg[LAPIC_ID] = init ? id : l->x2apic ? l->x2id : l->x2id << 24;
-	l->reg[LAPIC_VERSION] = LAPIC_VERSION_VALUE;
+	l->reg[LAPIC_VERSION] = LAPIC_IS;
 	l->reg[LAPIC_DFR] = ~0u;
 	l->reg[LAPIC_SVR] = 0xff;
 	for (unsigned n = LAPIC_LVT_TIMER; n <= LAPIC_LVT_ERROR; n++)

@@ -345,7 +345,9 @@ u16 regs_written(const struct insn *i, const struct nat *n)
 		break;
 	case K_SSE:
 	case K_VEX:
-		w = BIT(R_RCX); /* PCMPxSTRI */
+		/* PCMPESTRI and PCMPISTRI leave the index there. */
+		if (i->map == 3 && (i->opcode == 0x61 || i->opcode == 0x63))
+			w = BIT(R_RCX);
 		break;
 	case K_X87:
 		return i->mnemonic == ZYDIS_MNEMONIC_FNSTSW && !(i->flags & INSN_MEM) ? BIT(R_RAX) : 0;

@@ -621,6 +621,37 @@ static void emit_ret(struct trans *c, unsigned k)
 	e1(e, 0xc3);
 }
 
+/* Events: on to the exit's stub. Destroys the host's flags. */
+static u8 *emit_events(struct emit *e, unsigned cc, const u8 *to)
+{
+	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
+	e1(e, 0x83);
+	e1(e, 0xbf);
+	e4(e, (u32)VOFF(events));
+	e1(e, 0);
+	return emit_jcc(e, cc, to);
+}
+
+/* A branch to the block's own beginning, where its look at the vector registers (vec_begin()) need not be repeated. */
+static bool loops(const struct trans *c, unsigned k, u64 to)
+{
+	return c->loop && to == c->tb->rip && c->vec && !c->x87.here && !c->after_sti &&
+	       !(c->host && c->look_taken[k]);
+}
+
+static void emit_loop(struct trans *c, unsigned k, u64 to)
+{
+	struct emit *e = &c->e;
+	u8 *over = emit_jcc(e, (c->insn[k].opcode & 15) ^ 1, NULL);
+
+	if (c->live_out[k] && !c->exact && c->recipe_exit[k])
+		put_recipe(c, c->recipe_exit[k], &c->carried[k]);
+	emit_events(e, 4, c->loop);
+	exit_at(c, emit_jmp(e, 0xe9, NULL), to, 0);
+	c->exit[c->n_exit - 1].lookup = true;
+	patch_rel(over, e->delta, emit_rx(e));
+}
+
 static void emit_jcc_insn(struct trans *c, unsigned k)
 {
 	const struct insn *i = &c->insn[k];
@@ -630,6 +661,10 @@ static void emit_jcc_insn(struct trans *c, unsigned k)
 	/* Where jt.flags matters behind it, the recipe waits until the branch is taken. */
 	if (!c->live_out[k])
 		exit_recipe(c, k);
+	if (loops(c, k, to)) {
+		emit_loop(c, k, to);
+		return;
+	}
 	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
 	if (c->live_out[k] && !c->exact) {
 		c->exit[c->n_exit - 1].recipe = c->recipe_exit[k];
@@ -724,12 +759,7 @@ static void emit_poll(struct trans *c, unsigned k)
 	if (c->host && c->live_out[k])
 		flags_keep(c);
 	c->host = false;
-	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(events));
-	e1(e, 0);
-	exit_at(c, emit_jcc(e, 5, NULL), wrap(c, c->rip[k] + c->insn[k].len), 0);
+	exit_at(c, emit_events(e, 5, NULL), wrap(c, c->rip[k] + c->insn[k].len), 0);
 	c->exit[c->n_exit - 1].lookup = true;
 	if (!c->exact) {
 		c->exit[c->n_exit - 1].recipe = c->recipe_exit[EXIT_POLL(k)];
@@ -1140,12 +1170,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	begin = e->p;
 	cold = j->cold.p;
 	tb->code = emit_rx(e);
-	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(events));
-	e1(e, 0);
-	poll = emit_jcc(e, 5, NULL);
+	poll = emit_events(e, 5, NULL);
 	tb->code_nopoll = emit_rx(e);
 	c->exact = true;
 	if (j->count) {
@@ -1156,6 +1181,9 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		emit_border_check(c);
 	vec_begin(c);
 	x87_begin(c);
+	/* Blocks are counted and compared from their beginning. */
+	if (c->vec && !tb->beyond && !j->count && !j->lockstep)
+		c->loop = emit_rx(e);
 	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {
 		c->after_sti = k && c->nat[k - 1].cls == K_STI;

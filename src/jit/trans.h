@@ -95,6 +95,7 @@ struct trans {
 	u32 stored; /* the recipe that this block left in jt.flags for the flags now, without carried registers */
 	u8 *deep_at;
 	const u8 *deep_back;
+	const u8 *loop; /* where a branch to the block's beginning may go behind its own look at the events, or NULL */
 	bool vec; /* vector registers and MXCSR are in the host's, as this block wants them */
 	struct x87 x87;
 	bool split;     /* emitting the code of a group that straddles pages: each access has its own check */

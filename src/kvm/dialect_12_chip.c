@@ -1032,8 +1032,7 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 	}
 	for (u32 n = 0; n < LAPIC_REGS; n++)
 		memcpy(&l->reg[n], s.regs + n * 16, 4);
-	/* Clients that keep the state themselves (QEMU) do not know it. */
-	l->reg[LAPIC_VERSION] = LAPIC_VERSION_VALUE;
+	l->reg[LAPIC_VERSION] = LAPIC_IS;
 	lapic_changed_locked(l);
 	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 out:

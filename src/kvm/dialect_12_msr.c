@@ -81,19 +81,19 @@ static bool guest_has(const struct vcpu12 *x, u32 leaf, u32 bit)
 /* MSRs of Intel's that describe the processor: the client may set them, a guest sees them by CPUID. */
 static int describing_read(const struct vcpu12 *x, u32 msr, u64 *val, bool host)
 {
-	if (cpuid_is_amd())
-		return MSR_PASS;
-	if (msr == MSR_ARCH_CAPABILITIES) {
+	if (msr == MSR_ARCH_CAPABILITIES) { /* on AMD too, as on Linux */
 		*val = x->arch_caps;
 		return host || guest_has(x, 7, BIT(29)) ? 0 : -1;
 	}
+	if (cpuid_is_amd())
+		return MSR_PASS;
 	*val = 0; /* no performance monitoring */
 	return host || guest_has(x, 1, BIT(15)) ? 0 : -1;
 }
 
 static int describing_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
 {
-	if (cpuid_is_amd())
+	if (cpuid_is_amd() && msr != MSR_ARCH_CAPABILITIES)
 		return MSR_PASS;
 	if (!host || (msr == MSR_PERF_CAPABILITIES && val))
 		return -1;

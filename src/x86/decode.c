@@ -344,10 +344,12 @@ static void fill(struct insn *out, enum decode_mode mode, const u8 *bytes, const
 				out->acc |= INSN_ACC_WRITE;
 		}
 		if (n >= zi->operand_count_visible) {
-			/* Implicit addresses: only the overridable segment is of interest. */
+			/* Implicit addresses: only the overridable segment is of interest. ES without a prefix is that
+			 * of a destination, which no prefix changes. */
 			if (z->type == ZYDIS_OPERAND_TYPE_MEMORY && !(out->flags & INSN_MEM) &&
 			    z->mem.base != ZYDIS_REGISTER_RSP && z->mem.base != ZYDIS_REGISTER_ESP &&
-			    z->mem.base != ZYDIS_REGISTER_SP && z->mem.segment != ZYDIS_REGISTER_ES)
+			    z->mem.base != ZYDIS_REGISTER_SP &&
+			    (z->mem.segment != ZYDIS_REGISTER_ES || (zi->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_ES)))
 				out->seg = seg_reg(z->mem.segment);
 			continue;
 		}

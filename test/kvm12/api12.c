@@ -174,6 +174,40 @@ TEST(string_io)
 	guest_close(&g);
 }
 
+/* OUTS reads where the prefix says. SeaBIOS sends ATAPI commands from its stack so. */
+TEST(string_io_with_a_segment)
+{
+	static const uint8_t es = 0x26, address = 0x67, rep = 0xf3;
+	struct guest g;
+
+	for (unsigned kind = 0; kind < 4; kind++) {
+		uint8_t code[16] = {0xba, 0x40, 0, 0xbe, 0x10,
+		                    0,    0xb9, 3, 0}; /* mov dx, 0x40; mov si, 0x10; mov cx, 3 */
+		unsigned n = 9, got = 0;
+
+		code[n++] = es;
+		if (kind & 1)
+			code[n++] = address;
+		if (kind & 2)
+			code[n++] = rep;
+		code[n++] = 0x6f;
+		code[n] = 0xf4;
+		CHECK_EQ(guest_open(&g, 0x10000), 0);
+		memcpy(g.ram + 0x2000, (uint8_t[]){0xb8, 0x80, 0x03, 0x8e, 0xc0, 0xe9, 0xf8, 0xef},
+		       8); /* mov ax, 0x380; mov es, ax; jmp */
+		memcpy(g.ram + 0x1000, code, sizeof(code));
+		memcpy(g.ram + 0x3810, "\x11\x11\x22\x22\x33\x33", 6);
+		CHECK_EQ(guest_start16(&g, 0x2000), 0);
+		while (guest_run(&g) == 0 && g.run->exit_reason == KVM_EXIT_IO) {
+			for (unsigned k = 0; k < g.run->io.count; k++)
+				CHECK_EQ(((uint16_t *)(void *)guest_io(&g))[k], 0x1111 * ++got);
+		}
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+		CHECK_EQ(got, kind & 2 ? 3 : 1);
+		guest_close(&g);
+	}
+}
+
 TEST(mmio_read_and_write)
 {
 	struct guest g;

@@ -719,6 +719,58 @@ TEST(signal_mask_of_the_run)
 	guest_close(&g);
 }
 
+/* QEMU: what GET_MSRS gives for each MSR of the list goes back with SET_MSRS, at each stop, reset and migration. */
+TEST(every_msr_of_the_list_goes_back)
+{
+	struct {
+		struct kvm_msr_list head;
+		uint32_t index[1000];
+	} list = {.head.nmsrs = 1000};
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e[1];
+	} m = {.head.nmsrs = 1};
+	struct guest g;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(kioctl(g.kvm, KVM_GET_MSR_INDEX_LIST, &list), 0);
+	for (unsigned n = 0; n < list.head.nmsrs; n++) {
+		m.e[0].index = list.index[n];
+		if (m.e[0].index == 0x4b564d06)
+			continue; /* MSR_KVM_ASYNC_PF_INT: Linux wants a local APIC for it */
+		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != 1 || kioctl(g.vcpu, KVM_SET_MSRS, &m) != 1)
+			CHECK_EQ(list.index[n], 0);
+	}
+	guest_close(&g);
+}
+
+/* What the client says of the processor's weaknesses is what is read; a processor model of old says nothing. */
+TEST(arch_capabilities_are_the_clients)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e[1];
+	} m = {.head.nmsrs = 1, .e[0].index = 0x10a};
+	struct guest g;
+
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	for (uint64_t n = 0; n < 2; n++) {
+		m.e[0].data = n;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_MSRS, &m), 1);
+		m.e[0].data = 0x55;
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_MSRS, &m), 1);
+		CHECK_EQ(m.e[0].data, n);
+	}
+	/* The guest may not write it. mov ecx, 0x10a; wrmsr: #GP, and there is no IDT in its memory. */
+	CODE(&g, 0x1000, 0x66, 0xb9, 0x0a, 0x01, 0x00, 0x00, 0x0f, 0x30, 0xe6, 0x10);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CODE(&g, 0x2000, 0xf4);
+	*(uint32_t *)(g.ram + 13 * 4) = 0x2000;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	guest_close(&g);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);

@@ -197,5 +197,40 @@ SNIPPET real_rep_io, REAL
 	VAL SCRATCH + 6
 	END
 
+# The source of a string instruction, and XLAT's table, by prefix in ES, which is 32 bytes off DS here.
+SNIPPET real_string_es, REAL
+	mov %ds, %ax
+	add $2, %ax
+	mov %ax, %es
+	cld
+	movl $0x44332211, SCRATCH
+	movl $0x88776655, SCRATCH + 32
+	mov $SCRATCH, %si
+	es lodsl
+	mov %eax, %ebx
+	VAL %ebx
+	mov $SCRATCH, %si
+	mov $SCRATCH + 16, %di
+	es movsl
+	VAL SCRATCH + 48
+	mov $SCRATCH, %si
+	mov $SCRATCH, %di
+	xor %ebx, %ebx
+	es cmpsl
+	setz %bl
+	VAL %ebx
+	mov $SCRATCH, %bx
+	mov $2, %al
+	es xlatb
+	movzx %al, %ebx
+	VAL %ebx
+	mov $0x40, %dx
+	mov $SCRATCH, %si
+	es outsl
+	mov $SCRATCH, %si
+	mov $4, %cx
+	es rep outsb
+	END
+
 SNIPPET real_hlt, REAL
 	hlt
