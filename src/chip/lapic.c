@@ -252,6 +252,8 @@ static void eoi(struct lapic *l)
 	if (vec < 0)
 		return;
 	vec_clear(&l->reg[LAPIC_ISR], (u8)vec);
+	if (l->chips->has_sints)
+		l->chips->ops->sint_eoi(l->chips->owner, l->vcpu, (u8)vec);
 	if (l->chips->split)
 		l->chips->ops->eoi(l->chips->owner, l->vcpu, (u8)vec);
 	else if (vec_test(&l->reg[LAPIC_TMR], (u8)vec) && !(l->reg[LAPIC_SVR] & SVR_NO_BROADCAST_EOI))
@@ -525,13 +527,23 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val)
 	return false;
 }
 
+/* SDM vol. 3, table 11-6: the others raise #GP. CMCI is not offered. */
+static bool x2apic_has(u32 index)
+{
+	const u64 regs = BIT(LAPIC_ID) | BIT(LAPIC_VERSION) | BIT(LAPIC_TPR) | BIT(LAPIC_PPR) | BIT(LAPIC_LDR) |
+	                 BIT(LAPIC_SVR) | 0xffffffull << LAPIC_ISR | BIT(LAPIC_ESR) | BIT(LAPIC_ICR) |
+	                 0xffull << LAPIC_LVT_TIMER | BIT(LAPIC_TIMER_DIV);
+
+	return index < LAPIC_REGS && (regs >> index & 1);
+}
+
 bool lapic_msr_read(struct lapic *l, u32 msr, u64 *val)
 {
 	u32 index = msr - 0x800, low = 0;
 	bool ok = false;
 
 	pthread_mutex_lock(&l->chips->lock);
-	if (l->x2apic && index < LAPIC_REGS && index != LAPIC_ICR2 && index != LAPIC_DFR) {
+	if (l->x2apic && x2apic_has(index)) {
 		ok = lapic_read_locked(l, index, &low);
 		*val = low;
 		if (index == LAPIC_ICR)
@@ -554,7 +566,7 @@ bool lapic_msr_write(struct lapic *l, u32 msr, u64 val)
 		l->reg[LAPIC_ICR2] = (u32)(val >> 32);
 		send_icr(l, (u32)val, (u32)(val >> 32));
 		ok = true;
-	} else if (index != LAPIC_ICR2 && !(val >> 32)) {
+	} else if (index != LAPIC_ICR2 && index != LAPIC_CMCI && !(val >> 32)) {
 		ok = lapic_write_locked(l, index, (u32)val);
 	}
 out:

@@ -126,6 +126,8 @@ int gsi_set_locked(struct chips *c, unsigned gsi, unsigned source, bool level)
 			rc = pic_set_locked(c, e->pin, now);
 		else if (e->kind == GSI_IOAPIC)
 			rc = ioapic_set_locked(c, e->pin, now);
+		else if (e->kind == GSI_SINT)
+			rc = level ? c->ops->sint(c->owner, e->pin) : -1;
 		else
 			rc = level ? msi_send_locked(c, e->addr, e->data) : -1;
 		if (rc > best)

@@ -185,6 +185,9 @@ struct guest_debug {
 struct interp; /* interp/interp.h: the vCPU's decoded-code cache */
 struct jit;    /* jit/jit.h: the vCPU's translated code */
 
+#define DENY_RDTSCP 1u /* RDPID and TSC_AUX too */
+#define DENY_INVPCID 2u
+
 struct vcpu {
 	/* ---- hot ---- */
 	u64 r[R_COUNT];
@@ -251,6 +254,14 @@ struct vcpu {
 	u64 msr_spare[32];
 
 	struct fpu fpu;
+
+	/* What the model processor has and this one's CPUID, as the client set it, has not (as far as Linux' KVM
+	 * looks). */
+	struct {
+		u64 cr4, efer;
+		u8 insn; /* DENY_x */
+	} denied;
+	bool amd_rules, intel_rules; /* SYSCALL and SYSENTER as one vendor has them; both where the client mixes them */
 
 	const struct vcpu_ops *ops;
 	void *owner; /* kvm/'s object */

@@ -233,6 +233,8 @@ int chips12_add_vcpu(struct kvm_vcpu *kv);
 bool pic_of(const struct vm *vm);
 /* An EOI waits to be told to the client's IOAPIC: fills the exit. */
 bool eoi12_exit(struct kvm_vcpu *kv);
+/* Synthetic interrupts (a bit each) are over: who waits for that with an irqfd hears of it. chips.lock held. */
+void sints_acked_locked(struct kvm_vcpu *kv, u32 which);
 /* The vCPU leaves the engine, or HLT, and looks at LATCH_x. */
 void vcpu12_latch(struct kvm_vcpu *kv, u32 what);
 /* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
@@ -395,6 +397,9 @@ bool synic_active(const struct vcpu12 *x);
 void synic_free(struct vcpu12 *x);
 /* Timers are looked at, messages that waited are sent. On the vCPU. */
 void synic_poll(struct kvm_vcpu *kv);
+/* One of its sixteen interrupts, if the guest takes it; those that have this vector (a bit each). */
+int synic_raise_locked(struct vcpu *v, unsigned n);
+u32 synic_sints_of(const struct vcpu12 *x, u8 vector);
 int synic_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int synic_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 /* The client is to hear of a register: fills the exit; its answer to the debugger's. */

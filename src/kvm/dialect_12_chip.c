@@ -216,6 +216,29 @@ static void up_eoi(void *owner, unsigned id, u8 vector)
 	vcpu12_latch(kv, LATCH_EOI);
 }
 
+static int up_sint(void *owner, u32 pin)
+{
+	struct kvm_vcpu *kv = pin >> 4 < CHIP_VCPUS ? vcpu_at(owner, pin >> 4) : NULL;
+
+	return kv ? synic_raise_locked(&kv->cpu, pin & 15) : -1;
+}
+
+static void up_sint_eoi(void *owner, unsigned id, u8 vector)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (kv)
+		sints_acked_locked(kv, synic_sints_of(kv->x12, vector));
+}
+
+void sints_acked_locked(struct kvm_vcpu *kv, u32 which)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+
+	for (; which; which &= which - 1)
+		up_acked(l->chips->owner, GSI_SINT, l->vcpu << 4 | (unsigned)__builtin_ctz(which));
+}
+
 bool eoi12_exit(struct kvm_vcpu *kv)
 {
 	struct vcpu12 *x = kv->x12;
@@ -247,6 +270,8 @@ static const struct chip_ops up = {
         .timer = up_timer,
         .acked = up_acked,
         .eoi = up_eoi,
+        .sint = up_sint,
+        .sint_eoi = up_sint_eoi,
 };
 
 /* ---- the helper thread ------------------------------------------------------------------------------------------- */
@@ -597,12 +622,18 @@ static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r, b
 		e.addr = r->u.msi.address_lo | (u64)r->u.msi.address_hi << 32;
 		e.data = r->u.msi.data;
 		break;
+	case KVM_IRQ_ROUTING_HV_SINT: /* of a number that is not there: nobody hears it */
+		e.kind = GSI_SINT;
+		e.pin = r->u.hv_sint.vcpu < CHIP_VCPUS && r->u.hv_sint.sint < 16
+		                ? r->u.hv_sint.vcpu << 4 | r->u.hv_sint.sint
+		                : ~0u;
+		break;
 	default:
 		return -EINVAL;
 	}
-	/* One entry a chip. */
+	/* One entry a chip, and nothing beside what is none. */
 	for (unsigned n = 0; n < g->n; n++)
-		if (e.kind == GSI_MSI || g->e[n].kind == GSI_MSI || g->e[n].kind == e.kind)
+		if (e.kind >= GSI_MSI || g->e[n].kind >= GSI_MSI || g->e[n].kind == e.kind)
 			return -EINVAL;
 	if (g->n == ARRAY_SIZE(g->e))
 		return -EINVAL;
@@ -636,6 +667,9 @@ long set_gsi_routing(struct vm *vm, unsigned long arg)
 	irqfds_settle_locked(vm->x12->chips, NULL);
 	old = c->gsi;
 	c->gsi = table;
+	c->has_sints = false;
+	for (unsigned n = 0; n < head.nr; n++)
+		c->has_sints |= e[n].type == KVM_IRQ_ROUTING_HV_SINT;
 	table = old;
 	pthread_mutex_unlock(&c->lock);
 out:

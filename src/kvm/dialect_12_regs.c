@@ -153,7 +153,7 @@ bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
 	} else if ((s->efer & EFER_LMA) || s->cs.l) {
 		return false;
 	}
-	if (s->cr4 & ~cpuid_cr4_mask())
+	if (s->cr4 & (~cpuid_cr4_mask() | v->denied.cr4))
 		return false;
 	if (s->efer & ~cpuid_efer_mask())
 		return false;

@@ -314,15 +314,108 @@ TEST(state_round_trip)
 	guest_close(&g);
 }
 
-/* VMs with chips come and go without leaving threads or memory behind. */
-static long apic_base(struct guest *g, uint64_t val)
+static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
 {
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = 0x1b, .data = val}};
+	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = val}};
 
 	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
+}
+
+static long apic_base(struct guest *g, uint64_t val)
+{
+	return set_msr(g, 0x1b, val);
+}
+
+/* Reserved registers of an x2APIC are not there: bit n of word n / 32 is MSR 0x800 + n. */
+TEST(x2apic_registers)
+{
+	static const uint32_t there[8] = {0xffffa50c, 0x43fd01ff};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 21, .edx = 1u << 9}}};
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1};
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(apic_base(&g, 0xfee00d00), 1);
+	for (unsigned n = 0; n < 256; n++) {
+		m.e.index = 0x800 + n;
+		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != (int)(there[n / 32] >> n % 32 & 1))
+			CHECK_EQ(m.e.index, 0); /* names it */
+	}
+	CHECK_EQ(set_msr(&g, 0x82f, 0), 0);
+	CHECK_EQ(set_msr(&g, 0x837, 0x10000), 1);
+	guest_close(&g);
+}
+
+static bool requested(struct guest *g, uint8_t vector)
+{
+	struct kvm_lapic_state l;
+
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_LAPIC, &l), 0);
+	return l.regs[0x200 + vector / 32 * 16 + vector / 8 % 4] >> vector % 8 & 1;
+}
+
+/* Lines that lead to synthetic interrupts of Hyper-V's, by which a client's VMBus talks to a guest. */
+TEST(hyperv_routes)
+{
+	struct {
+		struct kvm_irq_routing head;
+		struct kvm_irq_routing_entry e[3];
+	} r = {.head.nr = 3,
+	       .e = {{.gsi = 24, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 0, .sint = 2}},
+	             {.gsi = 25, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 0, .sint = 5}},
+	             {.gsi = 26, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 77, .sint = 99}}}};
+	struct kvm_enable_cap synic = {.cap = KVM_CAP_HYPERV_SYNIC2};
+	struct kvm_irq_level l = {.irq = 24, .level = 1};
+	struct kvm_irqfd f = {.gsi = 25, .flags = KVM_IRQFD_FLAG_RESAMPLE};
+	int set = eventfd(0, EFD_NONBLOCK), ack = eventfd(0, EFD_NONBLOCK);
+	uint64_t one = 1, n;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(set_msr(&g, 0x1b, 0xfee00900), 1);
+	CHECK_EQ(kioctl(g.vcpu, KVM_ENABLE_CAP, &synic), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_SET_GSI_ROUTING, &r), 0);
+	{
+		struct kvm_lapic_state s;
+
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &s), 0);
+		s.regs[0xf0] = s.regs[0xf1] = 0xff; /* software enabled */
+		s.regs[0xf1] = 1;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &s), 0);
+	}
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0); /* masked: nobody hears it */
+	CHECK_EQ(set_msr(&g, 0x40000092, 0x50), 1);
+	CHECK_EQ(requested(&g, 0x50), false);
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0);
+	CHECK_EQ(requested(&g, 0x50), true);
+	l.irq = 26;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0);
+
+	/* A client waits for the guest's end of a message. */
+	CHECK_EQ(set_msr(&g, 0x40000095, 0x61), 1);
+	f.fd = (uint32_t)set;
+	f.resamplefd = (uint32_t)ack;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
+	CHECK_EQ(write(set, &one, 8), 8);
+	for (unsigned t = 0; t < 2000 && !requested(&g, 0x61); t++)
+		usleep(1000);
+	CHECK_EQ(requested(&g, 0x61), true);
+	CHECK_EQ(read(ack, &n, 8), -1);
+	CHECK_EQ(set_msr(&g, 0x40000084, 0), 1);
+	CHECK_EQ(read(ack, &n, 8), 8);
+	close(set);
+	close(ack);
+	guest_close(&g);
 }
 
 /* A client that restores a snapshot moves the local APIC between modes as no guest may. */
@@ -435,6 +528,7 @@ TEST(quirks)
 	}
 }
 
+/* VMs with chips come and go without leaving threads or memory behind. */
 TEST(many_vms)
 {
 	for (unsigned n = 0; n < 100; n++) {
