@@ -195,7 +195,8 @@ void seg_drop_inner(struct vcpu *v, unsigned cpl)
 	for (unsigned n = 0; n < ARRAY_SIZE(data); n++) {
 		struct seg *s = &v->seg[data[n]];
 
-		/* The selector becomes null (SDM vol. 2, IRET). Bases stay, as 64-bit code may use those of FS and GS. */
+		/* The selector becomes null (SDM vol. 2, IRET). Bases stay, as 64-bit code may use those of FS and GS.
+		 */
 		if (!s->unusable && s->dpl < cpl && !seg_is_conforming(s)) {
 			u64 base = data[n] >= SEG_FS ? s->base : 0;
 

@@ -112,7 +112,7 @@ static void up_nmi(void *owner, unsigned id)
 
 	if (!kv)
 		return;
-	kv->cpu.nmi_pending = true;
+	atomic_fetch_add(&kv->cpu.nmi_queued, 1);
 	vcpu12_notify(kv, EV_NMI);
 }
 
@@ -165,7 +165,7 @@ static u64 up_tsc_time(void *owner, unsigned id, u64 tsc)
 	s64 ahead = (s64)(tsc - up_tsc(owner, id));
 
 	if (ahead <= 0)
-		return chip_now();
+		return 0;
 	return chip_now() + (u64)((u128)ahead * 1000000 / tsc_khz());
 }
 
@@ -996,8 +996,10 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 		rc = -EINVAL;
 		goto out;
 	}
+	/* The version is the APIC's own, whatever a client brings along: QEMU brings 0. */
 	for (u32 n = 0; n < LAPIC_REGS; n++)
-		memcpy(&l->reg[n], s.regs + n * 16, 4);
+		if (n != LAPIC_VERSION)
+			memcpy(&l->reg[n], s.regs + n * 16, 4);
 	lapic_changed_locked(l);
 	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 out:
@@ -1091,7 +1093,7 @@ static bool wakes(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
-	if (v->nmi_pending && !v->nmi_masked)
+	if (nmi_collect(v) && !v->nmi_masked)
 		return true;
 	if (atomic_exchange(&kv->x12->unhalted, false))
 		return true;
