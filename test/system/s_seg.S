@@ -613,6 +613,27 @@ SNIPPET seg_iret_fs_gs_base, LONG
 	VAL %ebx
 	int $VEC_BACK
 
+SNIPPET seg_iret_null_rpl, LONG
+	# a null selector loses its RPL on the way out
+	mov $3, %ecx
+	mov %ecx, %ds
+	mov $2, %ecx
+	mov %ecx, %es
+	mov $1, %ecx
+	mov %ecx, %fs
+	mov %ecx, %gs
+	TO_USER 1f
+	END
+1:	mov %ds, %ebx
+	VAL %ebx
+	mov %es, %ebx
+	VAL %ebx
+	mov %fs, %ebx
+	VAL %ebx
+	mov %gs, %ebx
+	VAL %ebx
+	int $VEC_BACK
+
 SNIPPET seg_fsgsbase, LONG
 	TRY rdfsbase %rbx
 	mov %cr4, %rax
