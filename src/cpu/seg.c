@@ -189,8 +189,8 @@ void seg_make_v86(struct seg *s, u16 sel)
 }
 
 /*
- * What the ring `cpl` may not use becomes null, with the selector 0 (SDM vol. 2, IRET); so do null selectors with an RPL,
- * whose hidden DPL is 0. Bases stay, as 64-bit code may use those of FS and GS.
+ * What the ring `cpl` may not use becomes null, with the selector 0 (SDM vol. 2, IRET); so do null selectors with an
+ * RPL, whose hidden DPL is 0. Bases stay, as 64-bit code may use those of FS and GS.
  */
 void seg_drop_inner(struct vcpu *v, unsigned cpl)
 {
