@@ -32,7 +32,7 @@ struct chip_ops {
 	void (*smi)(void *owner, unsigned vcpu);
 	/* The guest's TSC of a vCPU now, and the host time at which it reaches `tsc`. */
 	u64 (*tsc)(void *owner, unsigned vcpu);
-	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc);
+	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc); /* 0: it has passed */
 	/* lapic.stimer_at has come. */
 	void (*stimer)(void *owner, unsigned vcpu);
 	/* chips.next_timer changed. */

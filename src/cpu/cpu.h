@@ -236,7 +236,10 @@ struct vcpu {
 	struct event excp; /* set by excp_raise() and friends, consumed by excp_deliver() */
 	u64 pending_db;    /* DR6 bits of traps to be taken before the next instruction (EV_TRAP) */
 	bool nmi_masked;   /* between NMI delivery and IRET */
-	bool nmi_pending;
+	/* At most one NMI waits behind the one that is handled; two when none is, of which one is about to be
+	 * delivered. Whoever sends one counts nmi_queued up and sets EV_NMI; the vCPU itself collects them. */
+	u8 nmi_pending;
+	atomic_uint nmi_queued;
 	u8 excp_ext;     /* EXT bit for error codes: 1 while an event that no instruction asked for is delivered */
 	bool dbg_active; /* derived by dbg_update(): some breakpoint, or the client single-steps */
 	bool dbg_step;   /* that too: one of I/O, or the client single-steps */
@@ -366,6 +369,7 @@ int excp_deliver(struct vcpu *v);
 /* Delivers an external interrupt or NMI between instructions. As excp_deliver(). */
 int excp_interrupt(struct vcpu *v, u8 vector);
 int excp_nmi(struct vcpu *v);
+bool nmi_collect(struct vcpu *v); /* whether one is pending */
 /* We cannot go on: fills v->exit with EXIT_INTERNAL; returns STEP_EXIT. */
 int cpu_internal_error(struct vcpu *v, const char *why);
 

@@ -45,7 +45,9 @@ void cpu_reset(struct vcpu *v)
 	v->dr7 = DR7_FIXED;
 	v->excp.kind = EVENT_NONE;
 	v->pending_db = 0;
-	v->nmi_masked = v->nmi_pending = false;
+	v->nmi_masked = false;
+	v->nmi_pending = 0;
+	atomic_store(&v->nmi_queued, 0);
 	v->shadow = 0;
 	v->excp_ext = 0;
 	v->rf_fresh = v->tf_done = false;

@@ -586,8 +586,10 @@ static int handle_events(struct vcpu *v, u32 ev)
 		return RUN;
 	if ((ev & EV_NMI) && !v->nmi_masked) {
 		clear_event(v, EV_NMI);
-		v->interp->epoch++;
-		return delivered(v, excp_nmi(v));
+		if (nmi_collect(v)) {
+			v->interp->epoch++;
+			return delivered(v, excp_nmi(v));
+		}
 	}
 	if ((ev & EV_IRQ) && open) {
 		int vec;

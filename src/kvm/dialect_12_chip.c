@@ -103,7 +103,7 @@ static void up_nmi(void *owner, unsigned id)
 
 	if (!kv)
 		return;
-	kv->cpu.nmi_pending = true;
+	atomic_fetch_add(&kv->cpu.nmi_queued, 1);
 	vcpu12_notify(kv, EV_NMI);
 }
 
@@ -156,7 +156,7 @@ static u64 up_tsc_time(void *owner, unsigned id, u64 tsc)
 	s64 ahead = (s64)(tsc - up_tsc(owner, id));
 
 	if (ahead <= 0)
-		return chip_now();
+		return 0;
 	return chip_now() + (u64)((u128)ahead * 1000000 / tsc_khz());
 }
 

@@ -139,7 +139,7 @@ static bool wakes(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
-	if (v->nmi_pending && !v->nmi_masked)
+	if (nmi_collect(v) && !v->nmi_masked)
 		return true;
 	if (atomic_exchange(&kv->x12->unhalted, false))
 		return true;

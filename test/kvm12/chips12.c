@@ -314,6 +314,125 @@ TEST(state_round_trip)
 	guest_close(&g);
 }
 
+/* QEMU's KVM_SET_LAPIC has 0 for the version, and the guest finds the APIC's own. */
+TEST(lapic_keeps_its_version)
+{
+	struct kvm_lapic_state l;
+	struct guest g;
+	uint32_t was;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	memcpy(&was, l.regs + 0x30, 4);
+	CHECK_EQ(was & 0xff, 0x14);
+	memset(l.regs + 0x30, 0, 4);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	CHECK_EQ(memcmp(&was, l.regs + 0x30, 4), 0);
+	guest_close(&g);
+}
+
+/* The I/O APIC forgets an edge that came while its pin was masked; a level is still there afterwards. */
+TEST(edge_at_a_masked_pin)
+{
+	struct kvm_irqchip c = {.chip_id = KVM_IRQCHIP_IOAPIC};
+	struct kvm_lapic_state l;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xfb, 0x90, 0xe6, 0x10, 0xeb, 0xfb); /* sti; l: nop; out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x80, 0xcf);                   /* out 0x80, al; iret */
+	CODE(&g, 0x1110, 0xe6, 0x81, 0xcf);
+	CODE(&g, 0x30 * 4, 0x00, 0x11, 0, 0);
+	CODE(&g, 0x31 * 4, 0x10, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	l.regs[0xf1] |= 1;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c), 0);
+	c.chip.ioapic.redirtbl[20].bits = 0x10030;
+	c.chip.ioapic.redirtbl[21].bits = 0x18031;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_IRQCHIP, &c), 0);
+	CHECK_EQ(line(&g, 20, 1), 0);
+	CHECK_EQ(line(&g, 20, 0), 0);
+	CHECK_EQ(line(&g, 21, 1), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c), 0);
+	CHECK_EQ(c.chip.ioapic.irr >> 20 & 3, 2);
+	c.chip.ioapic.redirtbl[20].bits = 0x30;
+	c.chip.ioapic.redirtbl[21].bits = 0x8031;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_IRQCHIP, &c), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x81);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x10);
+	guest_close(&g);
+}
+
+/* Two NMIs wait for a vCPU that handles none, and one for a vCPU that does (Linux: process_nmi()). */
+TEST(nmis_that_wait)
+{
+	static const uint16_t ports[] = {0x77, 0x77, 0x10, 0x10};
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
+	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	for (unsigned again = 0; again < 2; again++) {
+		for (unsigned n = 0; n < 3; n++)
+			CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+		for (unsigned n = 0; n < 4; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, ports[n]);
+		}
+	}
+	CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x77);
+	for (unsigned n = 0; n < 3; n++)
+		CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	for (unsigned n = 1; n < 4; n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, ports[n]);
+	}
+	guest_close(&g);
+}
+
+/* A deadline that has passed when it is set interrupts the instruction after the next. */
+TEST(deadline_that_has_passed)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 24, .edx = 1u << 9 | 1u << 5 | 1u << 4}}};
+	struct kvm_lapic_state l;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	/* sti; l: mov ecx, 0x6e0; rdtsc; wrmsr; nop; out 0x10, al; jmp l */
+	CODE(&g, 0x1000, 0xfb, 0x66, 0xb9, 0xe0, 6, 0, 0, 0x0f, 0x31, 0x0f, 0x30, 0x90, 0xe6, 0x10, 0xeb, 0xf1);
+	/* eoi by WRMSR needs x2APIC: the client ends the interrupt instead. out 0x78, al; iret */
+	CODE(&g, 0x1100, 0xe6, 0x78, 0xcf);
+	CODE(&g, 0x30 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned n = 0; n < 100; n++) {
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+		l.regs[0xf1] |= 1;
+		l.regs[0x320] = 0x30;
+		l.regs[0x322] = 4;
+		memset(l.regs + 0x100, 0, 0x80);
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x78);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x10);
+	}
+	guest_close(&g);
+}
+
 static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
 {
 	struct {
