@@ -586,9 +586,10 @@ void jit_emit_stubs(struct jit *j)
 
 /* ---- the dispatcher --------------------------------------------------------------------------------------------- */
 
-#define CODE_HALF_LEAST ((size_t)2 << 20)
+#define CODE_HALF_LEAST ((size_t)4 << 20)
 
-/* What this vCPU may use of each half of its code memory: the VM's vCPUs share what is set, but have 4 MiB each. */
+/* What this vCPU may use of each half of its code memory: the VM's vCPUs share what is set, but have 8 MiB each: what
+ * a busy kernel runs must fit, or each translation is for a single use. */
 static size_t code_half(const struct jit *j)
 {
 	size_t half = j->mem.size / 2, share = half / (atomic_load_explicit(&j->others, memory_order_relaxed) + 1);
