@@ -142,7 +142,7 @@ def migrate(args, times, accel="kvm", capabilities=(), parameters=None, postcopy
                         "migrate-set-capabilities",
                         capabilities=[{"capability": c, "state": True} for c in capabilities],
                     )
-                    m.qmp("migrate-set-parameters", **dict({"max-bandwidth": 10**9}, **(parameters or {})))
+                    m.qmp("migrate-set-parameters", **dict({"max-bandwidth": 50 * 10**6}, **(parameters or {})))
                 there.qmp("migrate-incoming", uri="unix:" + path)
                 before = int(here.sh("cat /dev/shm/count"))
                 here.qmp("migrate", uri="unix:" + path)
