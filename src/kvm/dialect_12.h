@@ -81,6 +81,7 @@ struct vm12 {
 	bool x2_format, x2_no_quirk; /* KVM_CAP_X2APIC_API */
 	bool platform_info_off, payload, triple_fault;
 	u32 poll_most;             /* KVM_CAP_HALT_POLL: ns that a HLT looks at most before it sleeps */
+	u32 poll_vcpus;            /* how many vCPUs may do so at once */
 	_Atomic(u32) polling;      /* vCPUs that do */
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
 	struct hv_vm *hv;          /* dialect_12_hyperv.c; NULL: not used yet */
@@ -248,7 +249,7 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id);
 /* dialect_12_halt.c. Sets bits in the vCPU's events and wakes it. Any thread. */
 void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
-#define HALT_POLL_NS 200000 /* vm12.poll_most until the client sets another, as in Linux' KVM */
+void halt12_init(struct vm12 *x);
 /* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
 bool vcpu12_wait(struct kvm_vcpu *kv);
 long create_irqchip(struct vm *vm, unsigned long arg);

@@ -19,6 +19,7 @@
 
 /* In nanoseconds, as in Linux' KVM. */
 #define POLL_FIRST 10000u
+#define POLL_MOST 200000u /* until the client sets another */
 /* A look that comes later than this after the one before it: the host has something else to run here. */
 #define POLL_TORN 30000u
 
@@ -37,14 +38,19 @@ static u64 now_ns(void)
 	return (u64)t.tv_sec * 1000000000u + (u64)t.tv_nsec;
 }
 
+/* The C library opens a file to count processors, and a client's filter may not let a vCPU do that. */
+void halt12_init(struct vm12 *x)
+{
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+	x->poll_most = POLL_MOST;
+	x->poll_vcpus = processors > 1 ? (u32)processors - 1 : 0;
+}
+
 /* Is there a processor for everybody while this vCPU keeps one busy? */
 static bool may_poll(const struct vm *vm)
 {
-	static long processors;
-
-	if (!processors)
-		processors = sysconf(_SC_NPROCESSORS_ONLN);
-	return processors > 1 && atomic_load_explicit(&vm->x12->polling, memory_order_relaxed) < (u32)processors - 1;
+	return atomic_load_explicit(&vm->x12->polling, memory_order_relaxed) < vm->x12->poll_vcpus;
 }
 
 /* Until the events are no longer `ev`: true; or for as long as it seems worth while, from `start` on. */

@@ -155,6 +155,68 @@ TEST(a_vcpu_under_a_filter)
 	guest_close(g);
 }
 
+static void *filtered_sleeper(void *arg)
+{
+	struct job *j = arg;
+
+#ifdef STATIC
+	if (filter_install(NULL, 0) < 0) {
+#else
+	static const int more[] = {SYS_mprotect};
+
+	if (filter_install(more, 1) < 0) {
+#endif
+		j->bad = 1000;
+		return NULL;
+	}
+	while (j->ports < 300 && !j->bad) {
+		if (guest_run(&j->g) < 0 || j->g.run->exit_reason != KVM_EXIT_IO)
+			j->bad++;
+		else
+			__atomic_add_fetch(&j->ports, 1, __ATOMIC_RELEASE);
+	}
+	return NULL;
+}
+
+/* A guest that sleeps for moments, and spins. */
+TEST(a_vcpu_that_halts_under_a_filter)
+{
+	struct job j = {.ports = 0};
+	struct guest *g = &j.g;
+	struct kvm_msi nmi = {.address_lo = 0xfee00000, .data = 0x400};
+	pthread_t t;
+
+	g->kvm = kopen();
+	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
+	g->size = 0x10000;
+	CHECK_EQ(kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L), 0);
+	g->ram = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_EQ(region(g->vm, 0, 0, 0, g->size, g->ram), 0);
+	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
+	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
+	CHECK_EQ(guest_start16(g, 0x1000), 0);
+	CODE(g, 0x1000, 0xf4, 0xb9, 0x00, 0x02, 0xf3, 0x90, 0xe2, 0xfc, /* hlt; mov cx, 0x200; pause; loop */
+	     0xe6, 0x10, 0xeb, 0xf4);                                   /* out 0x10, al; jmp 0x1000 */
+	CODE(g, 0x1100, 0xcf);
+	CODE(g, 2 * 4, 0x00, 0x11, 0, 0);
+	handle(SIGSYS, on_trap, 0);
+	trapped = 0;
+	CHECK_EQ(pthread_create(&t, NULL, filtered_sleeper, &j), 0);
+	while (__atomic_load_n(&j.ports, __ATOMIC_ACQUIRE) < 300 && !j.bad) {
+		struct timespec moment = {.tv_nsec = 20000};
+
+		kioctl(g->vm, KVM_SIGNAL_MSI, &nmi);
+		nanosleep(&moment, NULL);
+	}
+	pthread_join(t, NULL);
+	if (trapped)
+		printf("  call %d was refused\n", trapped_nr);
+	CHECK_EQ(trapped, 0);
+	CHECK_EQ(j.bad, 0);
+	guest_close(g);
+}
+
 static void *filtered_caller(void *arg)
 {
 	long rc;
