@@ -161,6 +161,8 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 	u64 start = now_ns();
 	bool waited = false;
 
+	/* The client's other threads go on meanwhile, and an INIT starts code that may be new. */
+	v->goes_on = false;
 	for (;;) {
 		u32 ev;
 

@@ -433,6 +433,61 @@ TEST(deadline_that_has_passed)
 	guest_close(&g);
 }
 
+static void *run_until_exit(void *arg)
+{
+	return (void *)(long)guest_run(arg);
+}
+
+/* A message to vCPU 1 with this mode and vector. */
+static long message(struct guest *g, uint32_t data)
+{
+	struct kvm_msi m = {.address_lo = 0xfee01000, .data = data};
+
+	return kioctl(g->vm, KVM_SIGNAL_MSI, &m);
+}
+
+/* A processor that is started again runs what is there now, as one that is taken away and comes back does. */
+TEST(fresh_code_for_a_second_start)
+{
+	struct timespec moment = {.tv_nsec = 20000000};
+	struct guest g = {.size = 0x10000};
+	pthread_t t;
+	void *rc;
+
+	g.kvm = kopen();
+	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
+	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
+	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	/* xor ax, ax; mov ds, ax; mov byte [0x500], 1; cli; hlt */
+	CODE(&g, 0x2000, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0x05, 0x01, 0xfa, 0xf4, 0xe6, 0x10);
+	CHECK_EQ(pthread_create(&t, NULL, run_until_exit, &g), 0);
+	for (unsigned start = 1; start < 4; start++) {
+		g.ram[0x2008] = (uint8_t)start;
+		if (start == 3)
+			g.ram[0x200a] = 0x90;
+		CHECK_EQ(message(&g, 0x500), 1);
+		CHECK_EQ(message(&g, 0x602), 1);
+		for (unsigned n = 0; n < 100 && *(volatile uint8_t *)(g.ram + 0x500) != start; n++)
+			nanosleep(&moment, NULL);
+		CHECK_EQ(g.ram[0x500], start);
+		nanosleep(&moment, NULL);
+	}
+	/* Should it still sleep: out instead of what was there in the first place. */
+	if (g.ram[0x500] != 3) {
+		CODE(&g, 0x3000, 0xe6, 0x10);
+		message(&g, 0x500);
+		message(&g, 0x603);
+	}
+	pthread_join(t, &rc);
+	CHECK_EQ((long)rc, 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	guest_close(&g);
+}
+
 static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
 {
 	struct {
