@@ -427,12 +427,17 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 	return finish(v);
 }
 
-static int iret_end(struct vcpu *v)
+static void nmi_ends(struct vcpu *v)
 {
 	/* Collected first: what came while this one was handled is one. */
 	if (nmi_collect(v))
 		atomic_fetch_or(&v->events, (u32)EV_NMI);
 	v->nmi_masked = false;
+}
+
+static int iret_end(struct vcpu *v)
+{
+	nmi_ends(v);
 	return finish(v);
 }
 
@@ -507,7 +512,7 @@ static int iret_task(struct vcpu *v, u64 next_rip)
 		return rc;
 	rc = task_switch(v, link, TASK_IRET, false, 0, next_rip);
 	if (rc == STEP_JUMP)
-		v->nmi_masked = false;
+		nmi_ends(v);
 	return rc;
 }
 

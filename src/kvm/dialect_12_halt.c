@@ -154,6 +154,15 @@ static bool wakes(struct kvm_vcpu *kv)
 	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
 }
 
+/* What vcpu12_wait() cleared is an event again. */
+static bool wait_ends(struct vcpu *v, bool runnable)
+{
+	atomic_fetch_or(&v->events, (u32)EV_IRQ);
+	if (nmi_collect(v))
+		atomic_fetch_or(&v->events, (u32)EV_NMI);
+	return runnable;
+}
+
 bool vcpu12_wait(struct kvm_vcpu *kv)
 {
 	struct vcpu12 *x = kv->x12;
@@ -167,9 +176,9 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 		u32 ev;
 
 		if (run_signalled())
-			return false;
+			return wait_ends(v, false);
 		/* Cleared first: whoever comes from now on changes the word that we wait on. */
-		atomic_fetch_and(&v->events, ~(u32)(EV_IRQ | EV_SIGNAL));
+		atomic_fetch_and(&v->events, ~(u32)(EV_IRQ | EV_NMI | EV_SIGNAL));
 		ev = atomic_load(&v->events);
 		if (atomic_load(&x->latch))
 			take_latch(kv);
@@ -182,8 +191,7 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
 			if (unlikely(x->smi_pending))
 				smm_poll(kv);
-			atomic_fetch_or(&v->events, (u32)EV_IRQ);
-			return !run_signalled();
+			return wait_ends(v, !run_signalled());
 		}
 		if (run_signalled())
 			continue;

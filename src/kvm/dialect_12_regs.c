@@ -541,6 +541,8 @@ int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 		if (v->shadow)
 			atomic_fetch_or(&v->events, (u32)EV_SHADOW);
 	}
+	/* Those that were sent until now are among what the client replaces. */
+	nmi_collect(v);
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
 		v->nmi_pending = e->nmi.pending;
 	v->nmi_masked = e->nmi.masked;

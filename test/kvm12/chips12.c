@@ -400,6 +400,67 @@ TEST(nmis_that_wait)
 	guest_close(&g);
 }
 
+/* The client's word counts: what it sent before, KVM_SET_VCPU_EVENTS takes back. */
+TEST(nmis_that_are_taken_back)
+{
+	struct kvm_vcpu_events e;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
+	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned flags = 0; flags <= KVM_VCPUEVENT_VALID_NMI_PENDING; flags += KVM_VCPUEVENT_VALID_NMI_PENDING) {
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+		CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+		e.flags = flags;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, flags ? 0x10 : 0x77);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x10);
+	}
+	guest_close(&g);
+}
+
+/* Two, when a task handles them: the second comes when it returns. */
+TEST(nmis_for_a_task)
+{
+	static const uint16_t ports[] = {0x77, 0x77, 0x10, 0x10};
+	const uint64_t gate = 32ull << 16 | 0x8500ull << 32, tss = 0x000089006100006f;
+	struct kvm_segment tr = {.base = 0x6000, .limit = 0x67, .selector = 24, .type = 11, .present = 1};
+	struct kvm_sregs s;
+	struct guest g;
+	uint32_t *t;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc);       /* l: out 0x10, al; jmp l */
+	CODE(&g, 0x2000, 0xe6, 0x77, 0xcf, 0xeb, 0xfb); /* l: out 0x77, al; iret; jmp l */
+	CHECK_EQ(guest_start32(&g, 0x1000), 0);
+	memcpy(g.ram + 0x7000 + 8 * 2, &gate, 8);
+	memcpy(g.ram + 0x6800 + 24, "\x67\x00\x00\x60\x00\x8b\x00", 8);
+	memcpy(g.ram + 0x6800 + 32, &tss, 8);
+	t = (uint32_t *)(void *)(g.ram + 0x6100);
+	t[8] = 0x2000;
+	t[9] = 2;
+	t[14] = 0x9000;
+	t[19] = 8;
+	t[18] = t[20] = t[21] = t[22] = t[23] = 16;
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.tr = tr;
+	s.gdt.limit = 39;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	for (unsigned n = 0; n < 2; n++)
+		CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	for (unsigned n = 0; n < 4; n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+		CHECK_EQ(g.run->io.port, ports[n]);
+	}
+	guest_close(&g);
+}
+
 /* A deadline that has passed when it is set interrupts the instruction after the next. */
 TEST(deadline_that_has_passed)
 {
