@@ -319,8 +319,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
 long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
 /* What the guest's CPUID answers now. */
 void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
-/* Takes the width of physical addresses from the client's table: 36 bits where it says nothing, as Linux. */
-void cpuid12_phys_bits(struct kvm_vcpu *kv);
+void cpuid12_init(struct kvm_vcpu *kv);
 /* The entry that the client set, NULL: none. */
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
 /* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */

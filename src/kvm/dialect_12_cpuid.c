@@ -235,7 +235,8 @@ static bool same_table(struct vcpu *v, const struct kvm_cpuid_entry2 *e, unsigne
 	return true;
 }
 
-void cpuid12_phys_bits(struct kvm_vcpu *kv)
+/* The width of physical addresses is the client's table's: 36 bits where it says nothing, as Linux. */
+static void phys_bits(struct kvm_vcpu *kv)
 {
 	const struct kvm_cpuid_entry2 *top = cpuid12_find(kv->x12, 0x80000000u, 0);
 	const struct kvm_cpuid_entry2 *e =
@@ -294,6 +295,14 @@ static void limit_guest(struct kvm_vcpu *kv)
 		v->denied.insn |= DENY_RDTSCP;
 }
 
+/* Before the client says what CPUID shows it shows nothing; Linux' KVM leaves CR4 alone until then. */
+void cpuid12_init(struct kvm_vcpu *kv)
+{
+	phys_bits(kv);
+	limit_guest(kv);
+	kv->cpu.denied.cr4 = 0;
+}
+
 long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct vcpu12 *x = kv->x12;
@@ -325,7 +334,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 	pv = cpuid12_find(x, KVM_CPUID_FEATURES, 0);
 	x->pv_features = pv ? pv->eax : 0;
 	hv_cpuid_changed(x);
-	cpuid12_phys_bits(kv);
+	phys_bits(kv);
 	limit_guest(kv);
 	rc = 0;
 out:

@@ -275,7 +275,7 @@ long vcpu12_create(struct vm *vm, unsigned long id, struct made *made)
 		goto fail_map;
 	kv->x12 = x;
 	msr12_init(x);
-	cpuid12_phys_bits(kv);
+	cpuid12_init(kv);
 	if (id != vm->x12->boot_id) {
 		kv->cpu.is_bsp = false;
 		kv->cpu.apic_base &= ~(u64)APIC_BASE_BSP;

@@ -104,31 +104,18 @@ TEST(page_tables_in_memory_the_client_has_not)
 	munmap(p, 0x1000);
 }
 
-/* ---- system management mode -------------------------------------------------------------------------------------- */
-
-/*
- * A guest whose CPUID lacks a feature that the processor can take away has it not: the code's first fault leaves its
- * vector on a port. In flat 32-bit mode; ecx, ebx, edx of leaf 1, 7 and 0x80000001 as given, with `vendor` in leaf 0.
+/* ---- what CPUID takes away ----------------------------------------------------------------------------------------
  */
-static unsigned first_fault(const uint8_t *code, size_t n, uint32_t ecx1, uint32_t ebx7, uint32_t edx8, bool amd)
+
+/* Flat 32-bit code, with this CPUID or none: the vector of its first fault, 0 when there is none. */
+static unsigned first_fault(const uint8_t *code, size_t n, const void *cpuid)
 {
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 e[5];
-	} c = {.head.nent = 5,
-	       .e = {{.function = 0, .eax = 7},
-	             {.function = 1, .ecx = ecx1, .edx = 0x61},
-	             {.function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = ebx7},
-	             {.function = 0x80000000u, .eax = 0x80000001u},
-	             {.function = 0x80000001u, .edx = edx8}}};
 	struct guest g;
 	unsigned what;
 
-	memcpy(&c.e[0].ebx, amd ? "Auth" : "Genu", 4);
-	memcpy(&c.e[0].edx, amd ? "enti" : "ineI", 4);
-	memcpy(&c.e[0].ecx, amd ? "cAMD" : "ntel", 4);
 	CHECK_EQ(guest_open(&g, 0x10000), 0);
-	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	if (cpuid)
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, cpuid), 0);
 	CHECK_EQ(guest_start32(&g, 0x1000), 0);
 	memcpy(g.ram + 0x1000, code, n);
 	g.ram[0x1000 + n] = 0xe6; /* out 0, al: no fault */
@@ -144,6 +131,28 @@ static unsigned first_fault(const uint8_t *code, size_t n, uint32_t ecx1, uint32
 	what = g.run->io.port;
 	guest_close(&g);
 	return what;
+}
+
+/*
+ * A guest whose CPUID lacks a feature that the processor can take away has it not. ecx, ebx, edx of leaf 1, 7 and
+ * 0x80000001 as given, with the vendor in leaf 0.
+ */
+static unsigned fault_with(const uint8_t *code, size_t n, uint32_t ecx1, uint32_t ebx7, uint32_t edx8, bool amd)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[5];
+	} c = {.head.nent = 5,
+	       .e = {{.function = 0, .eax = 7},
+	             {.function = 1, .ecx = ecx1, .edx = 0x61},
+	             {.function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = ebx7},
+	             {.function = 0x80000000u, .eax = 0x80000001u},
+	             {.function = 0x80000001u, .edx = edx8}}};
+
+	memcpy(&c.e[0].ebx, amd ? "Auth" : "Genu", 4);
+	memcpy(&c.e[0].edx, amd ? "enti" : "ineI", 4);
+	memcpy(&c.e[0].ecx, amd ? "cAMD" : "ntel", 4);
+	return first_fault(code, n, &c);
 }
 
 TEST(features_that_cpuid_takes_away)
@@ -168,7 +177,7 @@ TEST(features_that_cpuid_takes_away)
 		ebx7 |= s.e[n].function == 7 && s.e[n].index == 0 ? s.e[n].ebx : 0;
 		edx8 |= s.e[n].function == 0x80000001u ? s.e[n].edx : 0;
 	}
-#define FAULT(code, ...) first_fault(code, sizeof(code), __VA_ARGS__, false)
+#define FAULT(code, ...) fault_with(code, sizeof(code), __VA_ARGS__, false)
 	CHECK_EQ(FAULT(osxsave, ecx1 & ~(1u << 26), ebx7, edx8), 13);
 	CHECK_EQ(FAULT(osxsave, ecx1, ebx7, edx8), ecx1 >> 26 & 1 ? 0 : 13);
 	CHECK_EQ(FAULT(smep, ecx1, ebx7 & ~(1u << 7), edx8), 13);
@@ -182,6 +191,12 @@ TEST(features_that_cpuid_takes_away)
 	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8 & ~(1u << 27)), 13);
 	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8), edx8 >> 27 & 1 ? 0 : 13);
 #undef FAULT
+	/* Without KVM_SET_CPUID2 it has none of them, but for the bits of CR4. */
+	CHECK_EQ(first_fault(nx, sizeof(nx), NULL), 13);
+	CHECK_EQ(first_fault(aux, sizeof(aux), NULL), 13);
+	CHECK_EQ(first_fault(invpcid, sizeof(invpcid), NULL), 6);
+	if (ebx7 >> 7 & 1)
+		CHECK_EQ(first_fault(smep, sizeof(smep), NULL), 0);
 }
 
 /* A guest of AMD's sort has SYSCALL outside 64-bit mode, on whatever host: here from flat 32-bit code to itself. */
@@ -192,8 +207,10 @@ TEST(syscall_follows_the_guests_vendor)
 	                                   0x31, 0xd2, 0x0f, 0x30, 0xfe, 0xc1, 0xb8, 0x20, 0x10, 0,
 	                                   0,    0xb2, 8,    0x0f, 0x30, 0x0f, 0x05, 0x0f, 0x0b};
 
-	CHECK_EQ(first_fault(code, sizeof(code), 0, 0, 1u << 11, true), 0);
+	CHECK_EQ(fault_with(code, sizeof(code), 0, 0, 1u << 11, true), 0);
 }
+
+/* ---- system management mode -------------------------------------------------------------------------------------- */
 
 TEST(smi_and_rsm)
 {
