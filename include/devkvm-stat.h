@@ -32,6 +32,8 @@ struct devkvm_stat {
 	X(mmio_exits, "memory accesses that the client answers")                                                       \
 	X(halt_exits, "HLT")                                                                                           \
 	X(halt_wakeup, "ends of HLT")                                                                                  \
+	X(halt_attempted_poll, "HLTs that looked for their end before they slept")                                     \
+	X(halt_successful_poll, "those that found it")                                                                 \
 	X(signal_exits, "returns for a signal or an immediate exit")                                                   \
 	X(irq_window_exits, "returns because an interrupt may come")                                                   \
 	X(msr_exits, "MSR accesses that the client answers")                                                           \

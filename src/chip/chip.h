@@ -32,7 +32,7 @@ struct chip_ops {
 	void (*smi)(void *owner, unsigned vcpu);
 	/* The guest's TSC of a vCPU now, and the host time at which it reaches `tsc`. */
 	u64 (*tsc)(void *owner, unsigned vcpu);
-	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc);
+	u64 (*tsc_time)(void *owner, unsigned vcpu, u64 tsc); /* 0: it has passed */
 	/* lapic.stimer_at has come. */
 	void (*stimer)(void *owner, unsigned vcpu);
 	/* chips.next_timer changed. */
@@ -43,6 +43,10 @@ struct chip_ops {
 	void (*eoi)(void *owner, unsigned vcpu, u8 vector);
 	/* Would it? */
 	bool (*hears_eoi)(void *owner, unsigned vcpu, u8 vector);
+	/* A line to a synthetic interrupt of Hyper-V's (gsi_entry.pin: vCPU << 4 | number) goes up. As gsi_set(). */
+	int (*sint)(void *owner, u32 pin);
+	/* With has_sints: a vector was ended, which may be one's. */
+	void (*sint_eoi)(void *owner, unsigned vcpu, u8 vector);
 };
 
 /* Integrated APIC, version 0x14, six LVT entries (SDM vol. 3, 11.4.8). */
@@ -132,7 +136,7 @@ struct pit {
 	bool again;  /* one of them is due */
 };
 
-enum gsi_kind { GSI_NONE, GSI_PIC, GSI_IOAPIC, GSI_MSI };
+enum gsi_kind { GSI_NONE, GSI_PIC, GSI_IOAPIC, GSI_MSI, GSI_SINT };
 struct gsi_entry {
 	enum gsi_kind kind;
 	u32 pin;
@@ -159,6 +163,7 @@ struct chips {
 	bool pic_out;
 	struct pit pit;
 	struct gsi *gsi;       /* GSI_MAX of them */
+	bool has_sints;        /* one of them leads to GSI_SINT */
 	u8 gsi_level[GSI_MAX]; /* lines as their source set them, a bit a source */
 	unsigned n_gsi;
 	u64 next_timer;

@@ -66,6 +66,9 @@ int ioapic_set_locked(struct chips *c, unsigned pin, bool level)
 	if (!(io->redir[pin] & RED_LEVEL)) {
 		if (was)
 			return 0;
+		/* An edge at a masked pin is lost (data sheet, 3.2.4). */
+		if (io->redir[pin] & RED_MASK)
+			return -1;
 		if (io->irr & bit)
 			return 0;
 	}

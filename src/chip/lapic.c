@@ -252,6 +252,8 @@ static void eoi(struct lapic *l)
 	if (vec < 0)
 		return;
 	vec_clear(&l->reg[LAPIC_ISR], (u8)vec);
+	if (l->chips->has_sints)
+		l->chips->ops->sint_eoi(l->chips->owner, l->vcpu, (u8)vec);
 	if (l->chips->split)
 		l->chips->ops->eoi(l->chips->owner, l->vcpu, (u8)vec);
 	else if (vec_test(&l->reg[LAPIC_TMR], (u8)vec) && !(l->reg[LAPIC_SVR] & SVR_NO_BROADCAST_EOI))
@@ -310,6 +312,36 @@ static u64 timer_tick(const struct lapic *l)
 	return (u64)BUS_NS << ((d + 1) & 7);
 }
 
+void lapic_timer_fire_locked(struct lapic *l, u64 now)
+{
+	u32 lvt = l->reg[LAPIC_LVT_TIMER];
+
+	if (timer_mode(l) == TIMER_PERIODIC) {
+		u64 period = l->reg[LAPIC_TIMER_INIT] * timer_tick(l);
+
+		/* Periods that nobody could see are not made up for. */
+		if (period < 20000)
+			period = 20000;
+		l->timer_at += period;
+		if (l->timer_at <= now)
+			l->timer_at = now + period;
+	} else {
+		l->timer_at = NEVER;
+		l->tsc_deadline = 0;
+	}
+	if (!(lvt & LVT_MASKED))
+		accept(l, MODE_FIXED, (u8)lvt, false, true);
+}
+
+/* Time that has come counts as come, even if the helper is late. */
+static void timer_settle(struct lapic *l)
+{
+	u64 now = chip_now();
+
+	if (l->timer_at <= now)
+		lapic_timer_fire_locked(l, now);
+}
+
 static void timer_start(struct lapic *l)
 {
 	u64 now = chip_now();
@@ -319,6 +351,9 @@ static void timer_start(struct lapic *l)
 	if (timer_mode(l) == TIMER_DEADLINE) {
 		if (l->tsc_deadline)
 			l->timer_at = l->chips->ops->tsc_time(l->chips->owner, l->vcpu, l->tsc_deadline);
+		/* One that has passed already is not left to the helper: the guest sees its interrupt at once. */
+		if (l->timer_at <= now)
+			lapic_timer_fire_locked(l, now);
 	} else if (l->reg[LAPIC_TIMER_INIT]) {
 		l->timer_at = now + l->reg[LAPIC_TIMER_INIT] * timer_tick(l);
 	}
@@ -357,27 +392,6 @@ static u32 timer_now(const struct lapic *l)
 	if (timer_mode(l) == TIMER_DEADLINE || l->timer_at == NEVER || now >= l->timer_at)
 		return 0;
 	return (u32)((l->timer_at - now) / timer_tick(l));
-}
-
-void lapic_timer_fire_locked(struct lapic *l, u64 now)
-{
-	u32 lvt = l->reg[LAPIC_LVT_TIMER];
-
-	if (timer_mode(l) == TIMER_PERIODIC) {
-		u64 period = l->reg[LAPIC_TIMER_INIT] * timer_tick(l);
-
-		/* Periods that nobody could see are not made up for. */
-		if (period < 20000)
-			period = 20000;
-		l->timer_at += period;
-		if (l->timer_at <= now)
-			l->timer_at = now + period;
-	} else {
-		l->timer_at = NEVER;
-		l->tsc_deadline = 0;
-	}
-	if (!(lvt & LVT_MASKED))
-		accept(l, MODE_FIXED, (u8)lvt, false, true);
 }
 
 void lapic_set_deadline(struct lapic *l, u64 tsc)
@@ -421,6 +435,7 @@ bool lapic_read_locked(struct lapic *l, u32 index, u32 *val)
 		*val = ppr(l);
 		return true;
 	case LAPIC_TIMER_NOW:
+		timer_settle(l);
 		*val = timer_now(l);
 		return true;
 	case LAPIC_TIMER_INIT:
@@ -480,6 +495,7 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val)
 		l->reg[index] = val & 0xff000000;
 		return true;
 	case LAPIC_LVT_TIMER:
+		timer_settle(l);
 		old = timer_mode(l);
 		if (!sw_enabled(l))
 			val |= LVT_MASKED;
@@ -525,13 +541,23 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val)
 	return false;
 }
 
+/* SDM vol. 3, table 11-6: the others raise #GP. CMCI is not offered. */
+static bool x2apic_has(u32 index)
+{
+	const u64 regs = BIT(LAPIC_ID) | BIT(LAPIC_VERSION) | BIT(LAPIC_TPR) | BIT(LAPIC_PPR) | BIT(LAPIC_LDR) |
+	                 BIT(LAPIC_SVR) | 0xffffffull << LAPIC_ISR | BIT(LAPIC_ESR) | BIT(LAPIC_ICR) |
+	                 0xffull << LAPIC_LVT_TIMER | BIT(LAPIC_TIMER_DIV);
+
+	return index < LAPIC_REGS && (regs >> index & 1);
+}
+
 bool lapic_msr_read(struct lapic *l, u32 msr, u64 *val)
 {
 	u32 index = msr - 0x800, low = 0;
 	bool ok = false;
 
 	pthread_mutex_lock(&l->chips->lock);
-	if (l->x2apic && index < LAPIC_REGS && index != LAPIC_ICR2 && index != LAPIC_DFR) {
+	if (l->x2apic && x2apic_has(index)) {
 		ok = lapic_read_locked(l, index, &low);
 		*val = low;
 		if (index == LAPIC_ICR)
@@ -554,7 +580,7 @@ bool lapic_msr_write(struct lapic *l, u32 msr, u64 val)
 		l->reg[LAPIC_ICR2] = (u32)(val >> 32);
 		send_icr(l, (u32)val, (u32)(val >> 32));
 		ok = true;
-	} else if (index != LAPIC_ICR2 && !(val >> 32)) {
+	} else if (index != LAPIC_ICR2 && index != LAPIC_CMCI && !(val >> 32)) {
 		ok = lapic_write_locked(l, index, (u32)val);
 	}
 out:

@@ -126,6 +126,8 @@ int gsi_set_locked(struct chips *c, unsigned gsi, unsigned source, bool level)
 			rc = pic_set_locked(c, e->pin, now);
 		else if (e->kind == GSI_IOAPIC)
 			rc = ioapic_set_locked(c, e->pin, now);
+		else if (e->kind == GSI_SINT)
+			rc = level ? c->ops->sint(c->owner, e->pin) : -1;
 		else
 			rc = level ? msi_send_locked(c, e->addr, e->data) : -1;
 		if (rc > best)
@@ -163,12 +165,14 @@ static u64 earliest(const struct chips *c)
 
 void chips_timer_changed_locked(struct chips *c)
 {
-	u64 t = earliest(c), was = c->next_timer;
+	u64 t = earliest(c);
 
+	/* A later moment costs one wake-up too many, and no call now; nor when it goes back to what was asked for
+	 * before: a guest that idles and wakes all the time stops and starts its tick each time. */
+	if (t >= c->next_timer)
+		return;
 	c->next_timer = t;
-	/* A later moment costs one wake-up too many, and no call now. */
-	if (t < was)
-		c->ops->timer(c->owner);
+	c->ops->timer(c->owner);
 }
 
 u64 chips_run_timers_locked(struct chips *c)

@@ -185,6 +185,9 @@ struct guest_debug {
 struct interp; /* interp/interp.h: the vCPU's decoded-code cache */
 struct jit;    /* jit/jit.h: the vCPU's translated code */
 
+#define DENY_RDTSCP 1u /* RDPID and TSC_AUX too */
+#define DENY_INVPCID 2u
+
 struct vcpu {
 	/* ---- hot ---- */
 	u64 r[R_COUNT];
@@ -200,6 +203,7 @@ struct vcpu {
 	bool stepping; /* the loop must call dbg_before()/dbg_after() around each instruction: TF, RF, I/O breakpoints,
 	                  the client's single-step. For others mmu.watch_stops names the instructions. */
 	u8 shadow;     /* SHADOW_x covering the next instruction */
+	bool goes_on;  /* the loop is entered again without the client having run: it changed no memory */
 	u32 code_key;  /* what decoding depends on besides the bytes: dmode, ... */
 
 	/* Words that translated code reads and writes; jit/ alone gives them meaning. */
@@ -232,7 +236,10 @@ struct vcpu {
 	struct event excp; /* set by excp_raise() and friends, consumed by excp_deliver() */
 	u64 pending_db;    /* DR6 bits of traps to be taken before the next instruction (EV_TRAP) */
 	bool nmi_masked;   /* between NMI delivery and IRET */
-	bool nmi_pending;
+	/* At most one NMI waits behind the one that is handled; two when none is, of which one is about to be
+	 * delivered. Whoever sends one counts nmi_queued up and sets EV_NMI; the vCPU itself collects them. */
+	u8 nmi_pending;
+	atomic_uint nmi_queued;
 	u8 excp_ext;     /* EXT bit for error codes: 1 while an event that no instruction asked for is delivered */
 	bool dbg_active; /* derived by dbg_update(): some breakpoint, or the client single-steps */
 	bool dbg_step;   /* that too: one of I/O, or the client single-steps */
@@ -250,6 +257,14 @@ struct vcpu {
 	u64 msr_spare[32];
 
 	struct fpu fpu;
+
+	/* What the model processor has and this one's CPUID, as the client set it, has not (as far as Linux' KVM
+	 * looks). */
+	struct {
+		u64 cr4, efer;
+		u8 insn; /* DENY_x */
+	} denied;
+	bool amd_rules, intel_rules; /* SYSCALL and SYSENTER as one vendor has them; both where the client mixes them */
 
 	const struct vcpu_ops *ops;
 	void *owner; /* kvm/'s object */
@@ -354,6 +369,7 @@ int excp_deliver(struct vcpu *v);
 /* Delivers an external interrupt or NMI between instructions. As excp_deliver(). */
 int excp_interrupt(struct vcpu *v, u8 vector);
 int excp_nmi(struct vcpu *v);
+bool nmi_collect(struct vcpu *v); /* whether one is pending */
 /* We cannot go on: fills v->exit with EXIT_INTERNAL; returns STEP_EXIT. */
 int cpu_internal_error(struct vcpu *v, const char *why);
 

@@ -117,7 +117,7 @@ static int write_cr4(struct vcpu *v, u64 val)
 {
 	u64 changed = v->cr4 ^ val;
 
-	if (val & ~cpuid_cr4_mask())
+	if (val & (~cpuid_cr4_mask() | v->denied.cr4))
 		return gp0(v);
 	if (cpu_lma(v) && !(val & CR4_PAE))
 		return gp0(v);

@@ -350,7 +350,8 @@ static int deliver(struct vcpu *v, const struct event *e)
 	/* These three are there even when the delivery itself faults. */
 	if (e->vector == EXC_PF && e->kind == EVENT_FAULT)
 		v->cr2 = e->cr2;
-	if (e->vector == EXC_DB && (e->kind == EVENT_FAULT || e->kind == EVENT_TRAP)) {
+	if (e->vector == EXC_DB &&
+	    (e->kind == EVENT_FAULT || e->kind == EVENT_TRAP || (e->kind == EVENT_ICEBP && e->dr6))) {
 		v->dr6 = (v->dr6 & ~0xfull) | e->dr6;
 		if (v->dr7 & DR7_GD) {
 			v->dr7 &= ~DR7_GD;
@@ -376,6 +377,12 @@ int excp_soft_int(struct vcpu *v, enum event_kind kind, u8 vector, u64 next_rip)
 {
 	struct event e = {.kind = (u8)kind, .vector = vector, .next_rip = next_rip};
 
+	/* Traps that a MOV SS before it held back come with ICEBP's own #DB (SDM vol. 3, 6.9: as one exception). */
+	if (kind == EVENT_ICEBP && v->pending_db) {
+		e.dr6 = v->pending_db;
+		v->pending_db = 0;
+		atomic_fetch_and(&v->events, ~(u32)EV_TRAP);
+	}
 	if (dbg_intercept(v, &e))
 		return STEP_EXIT;
 	return deliver(v, &e);
@@ -461,9 +468,19 @@ int excp_interrupt(struct vcpu *v, u8 vector)
 	return excp_deliver(v);
 }
 
+bool nmi_collect(struct vcpu *v)
+{
+	unsigned n = v->nmi_pending, room = v->nmi_masked ? 1 : 2;
+
+	if (atomic_load(&v->nmi_queued))
+		n += atomic_exchange(&v->nmi_queued, 0);
+	v->nmi_pending = (u8)(n < room ? n : room);
+	return v->nmi_pending;
+}
+
 int excp_nmi(struct vcpu *v)
 {
-	v->nmi_pending = false;
+	v->nmi_pending--;
 	v->nmi_masked = true;
 	v->excp = (struct event){.kind = EVENT_NMI, .vector = EXC_NMI};
 	return excp_deliver(v);

@@ -429,9 +429,10 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 
 static int iret_end(struct vcpu *v)
 {
-	v->nmi_masked = false;
-	if (v->nmi_pending)
+	/* Collected first: what came while this one was handled is one. */
+	if (nmi_collect(v))
 		atomic_fetch_or(&v->events, (u32)EV_NMI);
+	v->nmi_masked = false;
 	return finish(v);
 }
 

@@ -243,7 +243,7 @@ static int write_efer(struct vcpu *v, u64 val, bool host)
 		cpu_set_crs(v, v->cr0, v->cr3, v->cr4, val);
 		return 0;
 	}
-	if (((old ^ val) & EFER_LME) && (v->cr0 & CR0_PG))
+	if ((val & v->denied.efer) || (((old ^ val) & EFER_LME) && (v->cr0 & CR0_PG)))
 		return -1;
 	v->efer = (val & ~EFER_LMA) | (old & EFER_LMA);
 	if (v->efer != old)

@@ -188,6 +188,10 @@ void seg_make_v86(struct seg *s, u16 sel)
 	                  .base = (u64)sel << 4};
 }
 
+/*
+ * What the ring `cpl` may not use becomes null, with the selector 0 (SDM vol. 2, IRET); so do null selectors with an
+ * RPL, whose hidden DPL is 0. Bases stay, as 64-bit code may use those of FS and GS.
+ */
 void seg_drop_inner(struct vcpu *v, unsigned cpl)
 {
 	static const u8 data[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
@@ -195,8 +199,15 @@ void seg_drop_inner(struct vcpu *v, unsigned cpl)
 	for (unsigned n = 0; n < ARRAY_SIZE(data); n++) {
 		struct seg *s = &v->seg[data[n]];
 
-		if (!s->unusable && s->dpl < cpl && !seg_is_conforming(s))
+		if (s->unusable) {
+			if (sel_is_null(s->sel))
+				s->sel = 0;
+		} else if (s->dpl < cpl && !seg_is_conforming(s)) {
+			u64 base = data[n] >= SEG_FS ? s->base : 0;
+
 			seg_make_null(s, 0, 0);
+			s->base = base;
+		}
 	}
 }
 

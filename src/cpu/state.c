@@ -45,7 +45,9 @@ void cpu_reset(struct vcpu *v)
 	v->dr7 = DR7_FIXED;
 	v->excp.kind = EVENT_NONE;
 	v->pending_db = 0;
-	v->nmi_masked = v->nmi_pending = false;
+	v->nmi_masked = false;
+	v->nmi_pending = 0;
+	atomic_store(&v->nmi_queued, 0);
 	v->shadow = 0;
 	v->excp_ext = 0;
 	v->rf_fresh = v->tf_done = false;
@@ -60,6 +62,11 @@ void cpu_reset(struct vcpu *v)
 	memset(v->mtrr_var, 0, sizeof(v->mtrr_var));
 	memset(v->msr_spare, 0, sizeof(v->msr_spare));
 	v->tsc_offset = -(s64)__rdtsc();
+	/* A later reset leaves what the client's CPUID has made of it. */
+	if (!v->amd_rules && !v->intel_rules) {
+		v->amd_rules = cpuid_is_amd();
+		v->intel_rules = !cpuid_is_amd();
+	}
 	memset(v->mmu.pdpte, 0, sizeof(v->mmu.pdpte));
 	fpu_reset(&v->fpu);
 	cpu_update(v);

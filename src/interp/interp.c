@@ -72,9 +72,11 @@ void interp_abandon(struct vcpu *v)
 /* Memory slots changed: translations and host addresses may be void. */
 static void check_version(struct vcpu *v)
 {
-	v->interp->epoch++;
+	if (!v->goes_on)
+		v->interp->epoch++;
 	if (v->mmu.vm->version == v->interp->vm_version)
 		return;
+	v->interp->epoch++;
 	tlb_flush(&v->mmu);
 	interp_flush(v);
 }
@@ -584,8 +586,10 @@ static int handle_events(struct vcpu *v, u32 ev)
 		return RUN;
 	if ((ev & EV_NMI) && !v->nmi_masked) {
 		clear_event(v, EV_NMI);
-		v->interp->epoch++;
-		return delivered(v, excp_nmi(v));
+		if (nmi_collect(v)) {
+			v->interp->epoch++;
+			return delivered(v, excp_nmi(v));
+		}
 	}
 	if ((ev & EV_IRQ) && open) {
 		int vec;

@@ -57,6 +57,7 @@ struct interp {
 	struct block *hash[1u << HASH_BITS];
 	u64 n_flushes, n_builds;
 	u64 epoch; /* interp_epoch() */
+	u32 pauses;
 	struct remembered memo[1u << MEMO_BITS];
 };
 

@@ -361,7 +361,7 @@ FN(syscall)
 	u16 sel = (u16)(v->star >> 32) & 0xfffc;
 	u64 next = next_rip(v, i), flags = v->rflags;
 
-	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!cpuid_is_amd() || v->mode == MODE_REAL)))
+	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!v->amd_rules || v->mode == MODE_REAL)))
 		return excp_raise(v, EXC_UD);
 	v->r[R_RCX] = next;
 	if (lma) {
@@ -384,7 +384,7 @@ FN(sysret)
 	bool lma = v->efer & EFER_LMA;
 	u16 star = (u16)(v->star >> 48);
 
-	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!cpuid_is_amd() || v->mode == MODE_REAL)))
+	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!v->amd_rules || v->mode == MODE_REAL)))
 		return excp_raise(v, EXC_UD);
 	if (v->cpl != 0 || v->mode == MODE_V86)
 		return gp0(v);
@@ -416,7 +416,7 @@ FN(sysenter)
 	bool lma = v->efer & EFER_LMA;
 	u16 sel = (u16)v->sysenter_cs & 0xfffc;
 
-	if (lma && cpuid_is_amd())
+	if (lma && !v->intel_rules)
 		return excp_raise(v, EXC_UD);
 	if (v->mode == MODE_REAL || !sel)
 		return gp0(v);
@@ -434,7 +434,7 @@ FN(sysexit)
 	bool lma = v->efer & EFER_LMA, wide = i->osize == 8;
 	u16 sel = (u16)v->sysenter_cs & 0xfffc;
 
-	if (lma && cpuid_is_amd())
+	if (lma && !v->intel_rules)
 		return excp_raise(v, EXC_UD);
 	if (v->mode == MODE_REAL || v->cpl != 0 || !sel)
 		return gp0(v);

@@ -4,6 +4,8 @@
  */
 #include "interp_impl.h"
 
+#include <sched.h>
+
 #define FN(name) static int name(struct vcpu *v, const struct insn *i)
 
 FN(lahf)
@@ -61,9 +63,15 @@ FN(nop)
 	return STEP_OK;
 }
 
+/*
+ * A guest that spins mostly waits for another vCPU, and that one's thread may have no processor to run on. So after
+ * some microseconds ours is offered, as KVM does when pause-loop exiting tells it of a spinning guest.
+ */
 FN(pause_hint)
 {
 	asm volatile("pause");
+	if (++v->interp->pauses % 64 == 0)
+		sched_yield();
 	return STEP_OK;
 }
 

@@ -207,6 +207,8 @@ FN(rdtsc)
 {
 	u64 tsc;
 
+	if (i->mnemonic == ZYDIS_MNEMONIC_RDTSCP && (v->denied.insn & DENY_RDTSCP))
+		return excp_raise(v, EXC_UD);
 	if (v->cpl != 0 && (v->cr4 & CR4_TSD))
 		return gp0(v);
 	tsc = tsc_read(v);
@@ -219,6 +221,8 @@ FN(rdtsc)
 
 FN(rdpid)
 {
+	if (v->denied.insn & DENY_RDTSCP)
+		return excp_raise(v, EXC_UD);
 	set_reg(v, &i->op[0], wide(v), v->tsc_aux);
 	return STEP_OK;
 }
@@ -316,6 +320,8 @@ FN(invpcid)
 	u64 type = get_reg(v, &i->op[0], wide(v)), desc[2];
 	int rc;
 
+	if (v->denied.insn & DENY_INVPCID)
+		return excp_raise(v, EXC_UD);
 	if (v->mode == MODE_V86)
 		return gp0(v);
 	rc = need_cpl0(v);
@@ -323,7 +329,7 @@ FN(invpcid)
 		rc = v_read(v, i->seg, insn_ea(v, i), desc, 16);
 	if (rc != STEP_OK)
 		return rc;
-	if (type > 3 || (desc[0] >> 12 && type < 2))
+	if (type > 3 || desc[0] >> 12)
 		return gp0(v);
 	if (type < 2 && desc[0] && !(v->cr4 & CR4_PCIDE))
 		return gp0(v);

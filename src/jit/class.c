@@ -338,7 +338,6 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	case ZYDIS_MNEMONIC_PREFETCHW:
 		n->cls = K_NOP;
 		return;
-	case ZYDIS_MNEMONIC_PAUSE:
 	case ZYDIS_MNEMONIC_LFENCE:
 	case ZYDIS_MNEMONIC_MFENCE:
 	case ZYDIS_MNEMONIC_SFENCE:

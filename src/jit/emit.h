@@ -108,9 +108,12 @@ u8 *emit_jcc(struct emit *e, unsigned cc, const u8 *to);
  * the thread that runs the code patches it. */
 static inline void patch_rel(u8 *at, s64 delta, const u8 *to)
 {
-	s32 rel = (s32)(to - (at + 4 + delta));
+	s32 rel = (s32)(to - (at + 4 + delta)), is;
 
-	memcpy(at, &rel, 4);
+	/* A write to code costs the host its pipeline, also if nothing changes: sites are linked again and again. */
+	memcpy(&is, at, 4);
+	if (is != rel)
+		memcpy(at, &rel, 4);
 }
 
 /* Code memory: one memfd mapped twice, so that no mapping is writable and executable. `front` bytes of plain data lie

@@ -129,7 +129,7 @@ static const u8 *light_iret(struct vcpu *v, struct jit *j, u32 key)
 	unsigned cpl;
 	u16 sel;
 
-	if (!p || (v->rflags & FLAGS_NT) || v->nmi_pending)
+	if (!p || (v->rflags & FLAGS_NT) || nmi_collect(v))
 		return NULL;
 	rip = ld8(p);
 	flags = ld8(p + 16);

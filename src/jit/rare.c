@@ -39,12 +39,18 @@ void emit_swapgs(struct trans *c)
 	emit_store(e, H_R15, base, H_R10);
 }
 
-/* As tsc_read(): the host's counter and an offset. CR4.TSD is the handler's matter. */
+/* As tsc_read(): the host's counter and an offset. CR4.TSD, and a guest that has no RDTSCP, are the handler's matter.
+ */
 void emit_tsc(struct trans *c, unsigned k)
 {
 	struct emit *e = &c->e;
 
 	flags_give(c, k);
+	if (c->insn[k].mnemonic == ZYDIS_MNEMONIC_RDTSCP) {
+		encode(e, 0, 0, 0xf6, 0, rm_mem(H_R15, VOFF(denied.insn))); /* test byte, DENY_RDTSCP */
+		e1(e, DENY_RDTSCP);
+		slow_at(c, k, emit_jcc(e, 5, NULL));
+	}
 	if (!(c->key & KEY_CPL0)) {
 		encode(e, 0, 0, 0xf7, 0, rm_mem(H_R15, VOFF(cr4))); /* test dword, CR4.TSD */
 		e4(e, (u32)CR4_TSD);

@@ -193,14 +193,21 @@ static bool same_bytes(const u8 *page, const struct tb *tb)
 	return true;
 }
 
+static inline u64 word_differs(const u8 *a, const u8 *b)
+{
+	u64 x, y;
+
+	memcpy(&x, a, 8);
+	memcpy(&y, b, 8);
+	return x ^ y;
+}
+
+/* Word by word: of arrays the compiler makes copies. */
 static inline bool same_granule(const u8 *a, const u8 *b)
 {
-	u64 x[8], y[8];
-
-	memcpy(x, a, sizeof(x));
-	memcpy(y, b, sizeof(y));
-	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) | (x[5] ^ y[5]) |
-	         (x[6] ^ y[6]) | (x[7] ^ y[7]));
+	return !(word_differs(a, b) | word_differs(a + 8, b + 8) | word_differs(a + 16, b + 16) |
+	         word_differs(a + 24, b + 24) | word_differs(a + 32, b + 32) | word_differs(a + 40, b + 40) |
+	         word_differs(a + 48, b + 48) | word_differs(a + 56, b + 56));
 }
 
 /* Some granule changed: which blocks did? */

@@ -123,9 +123,11 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 	if (unlikely(j->chaos.on) && chaos_rnd(j, 4) == 0)
 		return;
 	if (s->cross) {
-		u32 gen = (u32)offsetof(struct vcpu, jt.gen[0]) + 4 * j->local;
+		u32 gen = (u32)offsetof(struct vcpu, jt.gen[0]) + 4 * j->local, is;
 
-		memcpy(at - SITE_GEN, &gen, 4);
+		memcpy(&is, at - SITE_GEN, 4);
+		if (is != gen)
+			memcpy(at - SITE_GEN, &gen, 4);
 		patch_rel(at - SITE_CELL, j->e.delta, (const u8 *)&j->front->cell[to->guard[j->local]]);
 	} else if ((u64)(uintptr_t)to->hva - to->rip != (u64)(uintptr_t)from->hva - from->rip) {
 		return;

@@ -127,6 +127,7 @@ static const struct {
         {KVM_CAP_HYPERV_ENFORCE_CPUID, 1},
         {KVM_CAP_BINARY_STATS_FD, 1},
         {KVM_CAP_SPLIT_IRQCHIP, 1},
+        {KVM_CAP_HALT_POLL, 1},
         {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
         {KVM_CAP_MULTI_ADDRESS_SPACE, SPACES_12},
 };
@@ -190,6 +191,11 @@ static int cap_on(struct vm *vm, const struct kvm_enable_cap *c)
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return ring_enable(vm, c->args[0]);
+	case KVM_CAP_HALT_POLL:
+		if (c->args[0] != (u32)c->args[0])
+			return -EINVAL;
+		x->poll_most = (u32)c->args[0];
+		return 0;
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return split_irqchip(vm, c->args[0]);
 	case KVM_CAP_X2APIC_API:

@@ -80,6 +80,8 @@ struct vm12 {
 	u32 msr_exits;               /* KVM_MSR_EXIT_REASON_x */
 	bool x2_format, x2_no_quirk; /* KVM_CAP_X2APIC_API */
 	bool platform_info_off, payload, triple_fault;
+	u32 poll_most;             /* KVM_CAP_HALT_POLL: ns that a HLT looks at most before it sleeps */
+	_Atomic(u32) polling;      /* vCPUs that do */
 	struct msr_filter *filter; /* dialect_12_msr.c; NULL: none */
 	struct hv_vm *hv;          /* dialect_12_hyperv.c; NULL: not used yet */
 	struct hv_conn *hv_conn;   /* KVM_HYPERV_EVENTFD */
@@ -116,6 +118,7 @@ struct vcpu12 {
 	_Atomic(u32) latch;     /* LATCH_x that arrived */
 	_Atomic(bool) sleeping; /* waits on the word of cpu.events */
 	_Atomic(bool) unhalted; /* KVM_HC_KICK_CPU */
+	u32 poll_ns;            /* how long a HLT looks before it sleeps */
 	u8 sipi_vector;
 	u64 eoi[4];       /* vectors whose EOI the client has not heard of, a bit each */
 	bool ran;         /* KVM_RUN has run guest code: CPUID is fixed from now on */
@@ -230,6 +233,8 @@ int chips12_add_vcpu(struct kvm_vcpu *kv);
 bool pic_of(const struct vm *vm);
 /* An EOI waits to be told to the client's IOAPIC: fills the exit. */
 bool eoi12_exit(struct kvm_vcpu *kv);
+/* Synthetic interrupts (a bit each) are over: who waits for that with an irqfd hears of it. chips.lock held. */
+void sints_acked_locked(struct kvm_vcpu *kv, u32 which);
 /* The vCPU leaves the engine, or HLT, and looks at LATCH_x. */
 void vcpu12_latch(struct kvm_vcpu *kv, u32 what);
 /* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
@@ -241,8 +246,9 @@ void chips12_quirks(struct vm *vm);
 bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 /* The vCPU of a local APIC id, NULL: none. */
 struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id);
-/* Sets bits in the vCPU's events and wakes it. Any thread. */
+/* dialect_12_halt.c. Sets bits in the vCPU's events and wakes it. Any thread. */
 void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
+#define HALT_POLL_NS 200000 /* vm12.poll_most until the client sets another, as in Linux' KVM */
 /* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
 bool vcpu12_wait(struct kvm_vcpu *kv);
 long create_irqchip(struct vm *vm, unsigned long arg);
@@ -391,6 +397,9 @@ bool synic_active(const struct vcpu12 *x);
 void synic_free(struct vcpu12 *x);
 /* Timers are looked at, messages that waited are sent. On the vCPU. */
 void synic_poll(struct kvm_vcpu *kv);
+/* One of its sixteen interrupts, if the guest takes it; those that have this vector (a bit each). */
+int synic_raise_locked(struct vcpu *v, unsigned n);
+u32 synic_sints_of(const struct vcpu12 *x, u8 vector);
 int synic_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int synic_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 /* The client is to hear of a register: fills the exit; its answer to the debugger's. */

@@ -3,8 +3,7 @@
  * routes, irqfds, their state, and the helper thread that waits for timers and irqfds.
  *
  * Invariants: chips are made before the first vCPU and live as long as the VM. The helper thread takes chips.lock only,
- * never a VM's or vCPU's; it is joined before anything it uses goes. A vCPU that sleeps in HLT waits on the word of its
- * events, so whoever sets a bit there and finds it asleep wakes it, and a signal handler needs no more than the bit.
+ * never a VM's or vCPU's; it is joined before anything it uses goes.
  *
  * With split chips only the local APICs are ours: the client keeps the IOAPIC, sends messages, and hears of the EOIs of
  * vectors that routes of its IOAPIC's pins use.
@@ -13,7 +12,6 @@
 #include "dialect_12.h"
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,13 +89,6 @@ static struct kvm_vcpu *vcpu_at(void *owner, unsigned id)
 	return __atomic_load_n(&x->vm->vcpu[id], __ATOMIC_ACQUIRE);
 }
 
-void vcpu12_notify(struct kvm_vcpu *kv, u32 bits)
-{
-	atomic_fetch_or(&kv->cpu.events, bits);
-	if (atomic_load(&kv->x12->sleeping))
-		syscall(SYS_futex, &kv->cpu.events, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-}
-
 static void up_kick(void *owner, unsigned id)
 {
 	struct kvm_vcpu *kv = vcpu_at(owner, id);
@@ -112,7 +103,7 @@ static void up_nmi(void *owner, unsigned id)
 
 	if (!kv)
 		return;
-	kv->cpu.nmi_pending = true;
+	atomic_fetch_add(&kv->cpu.nmi_queued, 1);
 	vcpu12_notify(kv, EV_NMI);
 }
 
@@ -165,7 +156,7 @@ static u64 up_tsc_time(void *owner, unsigned id, u64 tsc)
 	s64 ahead = (s64)(tsc - up_tsc(owner, id));
 
 	if (ahead <= 0)
-		return chip_now();
+		return 0;
 	return chip_now() + (u64)((u128)ahead * 1000000 / tsc_khz());
 }
 
@@ -225,6 +216,29 @@ static void up_eoi(void *owner, unsigned id, u8 vector)
 	vcpu12_latch(kv, LATCH_EOI);
 }
 
+static int up_sint(void *owner, u32 pin)
+{
+	struct kvm_vcpu *kv = pin >> 4 < CHIP_VCPUS ? vcpu_at(owner, pin >> 4) : NULL;
+
+	return kv ? synic_raise_locked(&kv->cpu, pin & 15) : -1;
+}
+
+static void up_sint_eoi(void *owner, unsigned id, u8 vector)
+{
+	struct kvm_vcpu *kv = vcpu_at(owner, id);
+
+	if (kv)
+		sints_acked_locked(kv, synic_sints_of(kv->x12, vector));
+}
+
+void sints_acked_locked(struct kvm_vcpu *kv, u32 which)
+{
+	struct lapic *l = lapic_of(&kv->cpu);
+
+	for (; which; which &= which - 1)
+		up_acked(l->chips->owner, GSI_SINT, l->vcpu << 4 | (unsigned)__builtin_ctz(which));
+}
+
 bool eoi12_exit(struct kvm_vcpu *kv)
 {
 	struct vcpu12 *x = kv->x12;
@@ -256,6 +270,8 @@ static const struct chip_ops up = {
         .timer = up_timer,
         .acked = up_acked,
         .eoi = up_eoi,
+        .sint = up_sint,
+        .sint_eoi = up_sint_eoi,
 };
 
 /* ---- the helper thread ------------------------------------------------------------------------------------------- */
@@ -606,12 +622,18 @@ static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r, b
 		e.addr = r->u.msi.address_lo | (u64)r->u.msi.address_hi << 32;
 		e.data = r->u.msi.data;
 		break;
+	case KVM_IRQ_ROUTING_HV_SINT: /* of a number that is not there: nobody hears it */
+		e.kind = GSI_SINT;
+		e.pin = r->u.hv_sint.vcpu < CHIP_VCPUS && r->u.hv_sint.sint < 16
+		                ? r->u.hv_sint.vcpu << 4 | r->u.hv_sint.sint
+		                : ~0u;
+		break;
 	default:
 		return -EINVAL;
 	}
-	/* One entry a chip. */
+	/* One entry a chip, and nothing beside what is none. */
 	for (unsigned n = 0; n < g->n; n++)
-		if (e.kind == GSI_MSI || g->e[n].kind == GSI_MSI || g->e[n].kind == e.kind)
+		if (e.kind >= GSI_MSI || g->e[n].kind >= GSI_MSI || g->e[n].kind == e.kind)
 			return -EINVAL;
 	if (g->n == ARRAY_SIZE(g->e))
 		return -EINVAL;
@@ -645,6 +667,9 @@ long set_gsi_routing(struct vm *vm, unsigned long arg)
 	irqfds_settle_locked(vm->x12->chips, NULL);
 	old = c->gsi;
 	c->gsi = table;
+	c->has_sints = false;
+	for (unsigned n = 0; n < head.nr; n++)
+		c->has_sints |= e[n].type == KVM_IRQ_ROUTING_HV_SINT;
 	table = old;
 	pthread_mutex_unlock(&c->lock);
 out:
@@ -1041,98 +1066,4 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data)
 	v->cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 	pthread_mutex_unlock(&l->chips->lock);
 	return true;
-}
-
-/* ---- HLT, INIT, SIPI --------------------------------------------------------------------------------------------- */
-
-static void take_init(struct kvm_vcpu *kv)
-{
-	struct lapic *l = lapic_of(&kv->cpu);
-
-	pthread_mutex_lock(&l->chips->lock);
-	lapic_reset_locked(l, true);
-	pthread_mutex_unlock(&l->chips->lock);
-	vapic_reset(kv->x12);
-	apf_reset(kv->x12);
-	vcpu12_reset(kv, true);
-	kv->x12->mp_state = l->bsp ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
-}
-
-static void take_sipi(struct kvm_vcpu *kv)
-{
-	struct vcpu *v = &kv->cpu;
-
-	v->seg[SEG_CS].sel = (u16)(kv->x12->sipi_vector << 8);
-	v->seg[SEG_CS].base = (u64)kv->x12->sipi_vector << 12;
-	v->r[R_RIP] = 0;
-	cpu_update(v);
-	kv->x12->mp_state = KVM_MP_STATE_RUNNABLE;
-}
-
-static void take_latch(struct kvm_vcpu *kv)
-{
-	u32 what = atomic_exchange(&kv->x12->latch, 0);
-
-	if (what & LATCH_STIMER)
-		synic_poll(kv);
-	if (what & LATCH_SMI)
-		kv->x12->smi_pending = true;
-	/* System management mode keeps an INIT waiting, and never sees a SIPI. */
-	if (kv->x12->smm) {
-		atomic_fetch_or(&kv->x12->latch, what & LATCH_INIT);
-		return;
-	}
-	if (what & LATCH_INIT)
-		take_init(kv);
-	if ((what & LATCH_SIPI) && kv->x12->mp_state == KVM_MP_STATE_INIT_RECEIVED)
-		take_sipi(kv);
-}
-
-static bool wakes(struct kvm_vcpu *kv)
-{
-	struct vcpu *v = &kv->cpu;
-
-	if (v->nmi_pending && !v->nmi_masked)
-		return true;
-	if (atomic_exchange(&kv->x12->unhalted, false))
-		return true;
-	if (kv->x12->smi_pending && !kv->x12->smm)
-		return true;
-	return (v->rflags & FLAGS_IF) && v->ops->irq_pending(v);
-}
-
-bool vcpu12_wait(struct kvm_vcpu *kv)
-{
-	struct vcpu12 *x = kv->x12;
-	struct vcpu *v = &kv->cpu;
-
-	for (;;) {
-		u32 ev;
-
-		if (run_signalled())
-			return false;
-		/* Cleared first: whoever comes from now on changes the word that we wait on. */
-		atomic_store(&x->sleeping, true);
-		atomic_fetch_and(&v->events, ~(u32)(EV_IRQ | EV_SIGNAL));
-		ev = atomic_load(&v->events);
-		if (atomic_load(&x->latch))
-			take_latch(kv);
-		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv)) {
-			x->mp_state = KVM_MP_STATE_RUNNABLE;
-			stat12(v, DEVKVM_halt_wakeup);
-		}
-		if (x->mp_state == KVM_MP_STATE_RUNNABLE) {
-			if (unlikely(x->smi_pending))
-				smm_poll(kv);
-			atomic_store(&x->sleeping, false);
-			atomic_fetch_or(&v->events, (u32)EV_IRQ);
-			return !run_signalled();
-		}
-		if (!run_signalled()) {
-			vm_leave(v->vm);
-			syscall(SYS_futex, &v->events, FUTEX_WAIT_PRIVATE, ev, NULL, NULL, 0);
-			vm_enter(v->vm);
-		}
-		atomic_store(&x->sleeping, false);
-	}
 }

@@ -245,6 +245,55 @@ void cpuid12_phys_bits(struct kvm_vcpu *kv)
 	kv->cpu.mmu.phys_mask = bits < PHYS_BITS ? BIT(bits) - 1 : PHYS_MASK;
 }
 
+/*
+ * What Linux' KVM takes from a guest whose CPUID lacks it: bits of CR4 and EFER, and the instructions that hardware
+ * lets it forbid. All others stay, as they do there. Which vendor's SYSCALL and SYSENTER there are: the host's, and
+ * those of the guest's vendor.
+ */
+static void limit_guest(struct kvm_vcpu *kv)
+{
+	static const struct {
+		u32 leaf;
+		u8 reg, bit; /* reg: 1 to 3, EBX to EDX */
+		u64 cr4, efer;
+		u8 insn;
+	} limits[] = {
+	        {1, 2, 17, CR4_PCIDE, 0, 0},
+	        {1, 2, 26, CR4_OSXSAVE, 0, 0},
+	        {7, 1, 0, CR4_FSGSBASE, 0, 0},
+	        {7, 1, 7, CR4_SMEP, 0, 0},
+	        {7, 1, 10, 0, 0, DENY_INVPCID},
+	        {7, 1, 20, CR4_SMAP, 0, 0},
+	        {7, 2, 2, CR4_UMIP, 0, 0},
+	        {0x80000001u, 3, 20, 0, EFER_NX, 0},
+	        {0x80000001u, 3, 25, 0, EFER_FFXSR, 0},
+	        {0x80000001u, 3, 29, 0, EFER_LME | EFER_LMA, 0},
+	};
+	const struct kvm_cpuid_entry2 *e = cpuid12_find(kv->x12, 0, 0);
+	struct vcpu *v = &kv->cpu;
+	bool rdtscp, rdpid;
+
+	memset(&v->denied, 0, sizeof(v->denied));
+	for (unsigned n = 0; n < ARRAY_SIZE(limits); n++) {
+		const struct kvm_cpuid_entry2 *l = cpuid12_find(kv->x12, limits[n].leaf, 0);
+		const u32 reg[4] = {l ? l->eax : 0, l ? l->ebx : 0, l ? l->ecx : 0, l ? l->edx : 0};
+
+		if (reg[limits[n].reg] >> limits[n].bit & 1)
+			continue;
+		v->denied.cr4 |= limits[n].cr4;
+		v->denied.efer |= limits[n].efer;
+		v->denied.insn |= limits[n].insn;
+	}
+	v->amd_rules = cpuid_is_amd() || (e && (e->ebx == 0x68747541 || e->ebx == 0x6f677948));
+	v->intel_rules = !cpuid_is_amd() || (e && e->ebx == 0x756e6547);
+	e = cpuid12_find(kv->x12, 0x80000001u, 0);
+	rdtscp = e && (e->edx & BIT(27));
+	e = cpuid12_find(kv->x12, 7, 0);
+	rdpid = e && (e->ecx & BIT(22));
+	if (!rdtscp && !rdpid)
+		v->denied.insn |= DENY_RDTSCP;
+}
+
 long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct vcpu12 *x = kv->x12;
@@ -277,6 +326,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 	x->pv_features = pv ? pv->eax : 0;
 	hv_cpuid_changed(x);
 	cpuid12_phys_bits(kv);
+	limit_guest(kv);
 	rc = 0;
 out:
 	free(e);

@@ -112,6 +112,8 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 	if (msr >= 0x800 && msr < 0x900)
 		return x2apic_read(v, msr, val, host);
 	switch (msr) {
+	case MSR_TSC_AUX:
+		return !host && (v->denied.insn & DENY_RDTSCP) ? -1 : MSR_PASS;
 	case MSR_TSC_DEADLINE:
 		*val = lapic_of(v) ? lapic_of(v)->tsc_deadline : 0;
 		return 0;
@@ -204,6 +206,8 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 		return x2apic_write(v, msr, val, host);
 	}
 	switch (msr) {
+	case MSR_TSC_AUX:
+		return !host && (v->denied.insn & DENY_RDTSCP) ? -1 : MSR_PASS;
 	case MSR_TSC_DEADLINE:
 		if (lapic_of(v))
 			lapic_set_deadline(lapic_of(v), val);

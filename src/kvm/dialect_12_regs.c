@@ -153,7 +153,7 @@ bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
 	} else if ((s->efer & EFER_LMA) || s->cs.l) {
 		return false;
 	}
-	if (s->cr4 & ~cpuid_cr4_mask())
+	if (s->cr4 & (~cpuid_cr4_mask() | v->denied.cr4))
 		return false;
 	if (s->efer & ~cpuid_efer_mask())
 		return false;
@@ -468,7 +468,7 @@ void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e)
 	}
 	if (v->shadow)
 		e->interrupt.shadow = v->shadow == SHADOW_MOVSS ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
-	e->nmi.pending = v->nmi_pending;
+	e->nmi.pending = nmi_collect(v);
 	e->nmi.masked = v->nmi_masked;
 	e->smi.smm = x->smm;
 	e->smi.pending = x->smi_pending || (atomic_load(&x->latch) & LATCH_SMI);
@@ -555,7 +555,7 @@ int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 				atomic_fetch_and(&x->latch, ~LATCH_INIT);
 		}
 	}
-	if (v->nmi_pending)
+	if (nmi_collect(v))
 		atomic_fetch_or(&v->events, (u32)EV_NMI);
 	return 0;
 }

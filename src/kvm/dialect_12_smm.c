@@ -290,7 +290,7 @@ bool smm_leave(struct kvm_vcpu *kv)
 	cpu_set_crs(v, c.cr0, c.cr3, c.cr4, c.efer);
 	cpu_update(v);
 	dbg_update(v);
-	if (v->nmi_pending)
+	if (nmi_collect(v))
 		atomic_fetch_or(&v->events, (u32)EV_NMI);
 	return true;
 }

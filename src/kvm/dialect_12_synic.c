@@ -106,6 +106,12 @@ long synic_activate(struct kvm_vcpu *kv, bool keep_pages)
 	return 0;
 }
 
+static void look_again(struct vcpu *v)
+{
+	atomic_fetch_or(&x12_of(v)->latch, LATCH_STIMER);
+	atomic_fetch_or(&v->events, (u32)EV_SIGNAL);
+}
+
 /* ---- interrupts and messages ------------------------------------------------------------------------------------- */
 
 static void interrupt_self(struct vcpu *v, u8 vector)
@@ -118,12 +124,50 @@ static void interrupt_self(struct vcpu *v, u8 vector)
 	pthread_mutex_unlock(&c->lock);
 }
 
+static bool sint_open(const struct synic *s, unsigned n)
+{
+	return !(s->sint[n] & SINT_MASKED) && (u8)s->sint[n] >= 16;
+}
+
 static int raise_sint(struct vcpu *v, const struct synic *s, unsigned n)
 {
-	if ((s->sint[n] & SINT_MASKED) || (u8)s->sint[n] < 16)
+	if (!sint_open(s, n))
 		return -ENOENT;
 	interrupt_self(v, (u8)s->sint[n]);
 	return 0;
+}
+
+int synic_raise_locked(struct vcpu *v, unsigned n)
+{
+	const struct synic *s = x12_of(v)->synic;
+	struct ipi m = {.assert = true, .shorthand = 1, .from = lapic_of(v)};
+
+	if (!s || !s->active || !sint_open(s, n))
+		return -1;
+	m.vector = (u8)s->sint[n];
+	return ipi_send_locked(chips_of(v->vm), &m);
+}
+
+u32 synic_sints_of(const struct vcpu12 *x, u8 vector)
+{
+	u32 which = 0;
+
+	for (unsigned n = 0; n < 16 && synic_active(x); n++)
+		if (sint_open(x->synic, n) && (u8)x->synic->sint[n] == vector)
+			which |= 1u << n;
+	return which;
+}
+
+/* The guest has made room for messages: timers that wait, and clients, hear of it. */
+static void end_of_message(struct vcpu *v)
+{
+	struct chips *c = chips_of(v->vm);
+
+	look_again(v);
+	pthread_mutex_lock(&c->lock);
+	if (c->has_sints)
+		sints_acked_locked(v->owner, 0xffff);
+	pthread_mutex_unlock(&c->lock);
 }
 
 /* -EAGAIN: the guest has not read the last message yet. */
@@ -208,12 +252,6 @@ void synic_poll(struct kvm_vcpu *kv)
 			next = t->due;
 	}
 	lapic_set_stimer(lapic_of(v), next == NEVER ? NEVER : chip_now() + (next > now ? (next - now) * 100 : 0));
-}
-
-static void look_again(struct vcpu *v)
-{
-	atomic_fetch_or(&x12_of(v)->latch, LATCH_STIMER);
-	atomic_fetch_or(&v->events, (u32)EV_SIGNAL);
 }
 
 /* ---- MSRs -------------------------------------------------------------------------------------------------------- */
@@ -376,7 +414,7 @@ int synic_msr_write(struct vcpu *v, u32 msr, u64 val, bool host)
 			exit_for(v, s, msr, host);
 		return rc;
 	case HV_EOM:
-		look_again(v);
+		end_of_message(v);
 		return 0;
 	}
 	return msr >= HV_SINT0 && msr <= HV_SINT15 ? sint_write(v, s, msr - HV_SINT0, val, host) : -1;

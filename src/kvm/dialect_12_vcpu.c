@@ -224,7 +224,9 @@ void vcpu12_reset(struct kvm_vcpu *kv, bool init)
 		v->dr7 = DR7_FIXED;
 		v->shadow = 0;
 		v->pending_db = 0;
-		v->nmi_pending = v->nmi_masked = false;
+		v->nmi_masked = false;
+		v->nmi_pending = 0;
+		atomic_store(&v->nmi_queued, 0);
 		kv->x12->irq = -1;
 		kv->x12->inject = false;
 		vcpu12_abandon(kv);
@@ -634,6 +636,7 @@ static void run_guest(struct kvm_vcpu *kv)
 {
 	struct vcpu *v = &kv->cpu;
 
+	v->goes_on = false;
 	for (;;) {
 		/* Before HLT is looked at, which it ends. */
 		if (unlikely(kv->x12->apf_wake))
@@ -659,6 +662,7 @@ static void run_guest(struct kvm_vcpu *kv)
 			vcpu12_window(v);
 		vapic_out(v);
 		run_engine(kv);
+		v->goes_on = true;
 		switch (v->exit.reason) {
 		case EXIT_IRQ_WINDOW:
 			if (!lapic_of(v) || irq_open(kv))
@@ -877,7 +881,7 @@ static long interrupt(struct kvm_vcpu *kv, unsigned long arg)
 
 static long nmi(struct kvm_vcpu *kv, unsigned long arg)
 {
-	kv->cpu.nmi_pending = true;
+	atomic_fetch_add(&kv->cpu.nmi_queued, 1);
 	stat12(&kv->cpu, DEVKVM_nmi_injections);
 	atomic_fetch_or(&kv->cpu.events, (u32)EV_NMI);
 	return 0;

@@ -96,6 +96,7 @@ long vm12_create(unsigned long type, struct made *made)
 	pthread_mutex_init(&x->ring_lock, NULL);
 	pthread_mutex_init(&x->time_lock, NULL);
 	pthread_mutex_init(&x->hv_lock, NULL);
+	x->poll_most = HALT_POLL_NS;
 	x->clock_ref_tsc = __rdtsc();
 	x->ring_fd = sealed_memfd("kvm-ring", PAGE_SIZE);
 	rc = x->ring_fd;

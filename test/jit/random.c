@@ -737,6 +737,11 @@ static bool in_repetition(const struct setup *u, const struct side *s)
 	return false;
 }
 
+static u16 visible(const struct seg *s)
+{
+	return s->unusable && s->sel < 4 ? 0 : s->sel;
+}
+
 static bool same(const struct setup *u, struct side *si, struct side *sj)
 {
 	struct vcpu *a = si->m.v, *b = sj->m.v;
@@ -756,7 +761,8 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	word("FDS ", 0, a->fpu.fds, b->fpu.fds);
 	word("x87 used ", 0, a->fpu.x87_used, b->fpu.x87_used);
 	for (unsigned k = 0; k <= SEG_GS; k++) {
-		word("selector ", k, a->seg[k].sel, b->seg[k].sel);
+		/* An interrupt's IRET to an outer ring takes a null selector's RPL away; and each side has its own. */
+		word("selector ", k, visible(&a->seg[k]), visible(&b->seg[k]));
 		word("base ", k, a->seg[k].base, b->seg[k].base);
 		word("limit ", k, a->seg[k].limit, b->seg[k].limit);
 		word("type ", k, a->seg[k].type, b->seg[k].type);

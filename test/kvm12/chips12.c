@@ -153,6 +153,63 @@ TEST(pit_ticks)
 	guest_close(&g);
 }
 
+/* A counter of the vCPU by its name; -1: there is none. */
+static long counter(struct guest *g, const char *name)
+{
+	int fd = (int)kioctl(g->vcpu, KVM_GET_STATS_FD, 0L);
+	struct kvm_stats_header head;
+	struct kvm_stats_desc *d;
+	char buf[256];
+	long val = -1;
+
+	if (fd < 0 || pread(fd, &head, sizeof(head), 0) != sizeof(head) || head.name_size > 128)
+		return -1;
+	d = (struct kvm_stats_desc *)(void *)buf;
+	for (unsigned n = 0; n < head.num_desc && val < 0; n++) {
+		size_t size = sizeof(*d) + head.name_size;
+
+		if (pread(fd, buf, size, (off_t)(head.desc_offset + n * size)) != (ssize_t)size)
+			break;
+		if (!strcmp(buf + sizeof(*d), name) &&
+		    pread(fd, &val, sizeof(val), (off_t)(head.data_offset + d->offset)) != sizeof(val))
+			val = -1;
+	}
+	close(fd);
+	return val;
+}
+
+/* Halts of a millisecond: too long to be looked for, until the client says otherwise. */
+TEST(short_halts_are_looked_for)
+{
+	struct kvm_enable_cap c = {.cap = KVM_CAP_HALT_POLL};
+
+	for (unsigned longer = 0; longer < 2; longer++) {
+		struct guest g;
+
+		CHECK_EQ(chips_open(&g), 0);
+		CHECK_EQ(kioctl(g.vm, KVM_CHECK_EXTENSION, KVM_CAP_HALT_POLL), 1);
+		c.args[0] = 1ull << 32;
+		CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), -1);
+		CHECK_EQ(errno, EINVAL);
+		c.args[0] = 5000000;
+		if (longer)
+			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), 0);
+		guest_code(&g);
+		CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+		CHECK_EQ(guest_start16(&g, 0x800), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		for (unsigned n = 0; n < 100; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, 0x80);
+		}
+		if (!longer)
+			CHECK(counter(&g, "halt_attempted_poll") >= 0 && counter(&g, "halt_attempted_poll") < 50);
+		else if (sysconf(_SC_NPROCESSORS_ONLN) > 1)
+			CHECK(counter(&g, "halt_attempted_poll") > 50);
+		guest_close(&g);
+	}
+}
+
 /* Milliseconds from loading the counter (10 ms) to its 40th interrupt, when the client does not run the guest for the
  * first 300. */
 static double forty_ticks(bool reinject)
@@ -257,15 +314,227 @@ TEST(state_round_trip)
 	guest_close(&g);
 }
 
-/* VMs with chips come and go without leaving threads or memory behind. */
-static long apic_base(struct guest *g, uint64_t val)
+/* QEMU's KVM_SET_LAPIC has 0 for the version, and the guest finds the APIC's own. */
+TEST(lapic_keeps_its_version)
+{
+	struct kvm_lapic_state l;
+	struct guest g;
+	uint32_t was;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	memcpy(&was, l.regs + 0x30, 4);
+	CHECK_EQ(was & 0xff, 0x14);
+	memset(l.regs + 0x30, 0, 4);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	CHECK_EQ(memcmp(&was, l.regs + 0x30, 4), 0);
+	guest_close(&g);
+}
+
+/* The I/O APIC forgets an edge that came while its pin was masked; a level is still there afterwards. */
+TEST(edge_at_a_masked_pin)
+{
+	struct kvm_irqchip c = {.chip_id = KVM_IRQCHIP_IOAPIC};
+	struct kvm_lapic_state l;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xfb, 0x90, 0xe6, 0x10, 0xeb, 0xfb); /* sti; l: nop; out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x80, 0xcf);                   /* out 0x80, al; iret */
+	CODE(&g, 0x1110, 0xe6, 0x81, 0xcf);
+	CODE(&g, 0x30 * 4, 0x00, 0x11, 0, 0);
+	CODE(&g, 0x31 * 4, 0x10, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+	l.regs[0xf1] |= 1;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c), 0);
+	c.chip.ioapic.redirtbl[20].bits = 0x10030;
+	c.chip.ioapic.redirtbl[21].bits = 0x18031;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_IRQCHIP, &c), 0);
+	CHECK_EQ(line(&g, 20, 1), 0);
+	CHECK_EQ(line(&g, 20, 0), 0);
+	CHECK_EQ(line(&g, 21, 1), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_GET_IRQCHIP, &c), 0);
+	CHECK_EQ(c.chip.ioapic.irr >> 20 & 3, 2);
+	c.chip.ioapic.redirtbl[20].bits = 0x30;
+	c.chip.ioapic.redirtbl[21].bits = 0x8031;
+	CHECK_EQ(kioctl(g.vm, KVM_SET_IRQCHIP, &c), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x81);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x10);
+	guest_close(&g);
+}
+
+/* Two NMIs wait for a vCPU that handles none, and one for a vCPU that does (Linux: process_nmi()). */
+TEST(nmis_that_wait)
+{
+	static const uint16_t ports[] = {0x77, 0x77, 0x10, 0x10};
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
+	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	for (unsigned again = 0; again < 2; again++) {
+		for (unsigned n = 0; n < 3; n++)
+			CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+		for (unsigned n = 0; n < 4; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, ports[n]);
+		}
+	}
+	CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->io.port, 0x77);
+	for (unsigned n = 0; n < 3; n++)
+		CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
+	for (unsigned n = 1; n < 4; n++) {
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, ports[n]);
+	}
+	guest_close(&g);
+}
+
+/* A deadline that has passed when it is set interrupts the instruction after the next. */
+TEST(deadline_that_has_passed)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 24, .edx = 1u << 9 | 1u << 5 | 1u << 4}}};
+	struct kvm_lapic_state l;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	/* sti; l: mov ecx, 0x6e0; rdtsc; wrmsr; nop; out 0x10, al; jmp l */
+	CODE(&g, 0x1000, 0xfb, 0x66, 0xb9, 0xe0, 6, 0, 0, 0x0f, 0x31, 0x0f, 0x30, 0x90, 0xe6, 0x10, 0xeb, 0xf1);
+	/* eoi by WRMSR needs x2APIC: the client ends the interrupt instead. out 0x78, al; iret */
+	CODE(&g, 0x1100, 0xe6, 0x78, 0xcf);
+	CODE(&g, 0x30 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned n = 0; n < 100; n++) {
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+		l.regs[0xf1] |= 1;
+		l.regs[0x320] = 0x30;
+		l.regs[0x322] = 4;
+		memset(l.regs + 0x100, 0, 0x80);
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x78);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x10);
+	}
+	guest_close(&g);
+}
+
+static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
 {
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = 0x1b, .data = val}};
+	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = val}};
 
 	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
+}
+
+static long apic_base(struct guest *g, uint64_t val)
+{
+	return set_msr(g, 0x1b, val);
+}
+
+/* Reserved registers of an x2APIC are not there: bit n of word n / 32 is MSR 0x800 + n. */
+TEST(x2apic_registers)
+{
+	static const uint32_t there[8] = {0xffffa50c, 0x43fd01ff};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 21, .edx = 1u << 9}}};
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1};
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(apic_base(&g, 0xfee00d00), 1);
+	for (unsigned n = 0; n < 256; n++) {
+		m.e.index = 0x800 + n;
+		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != (int)(there[n / 32] >> n % 32 & 1))
+			CHECK_EQ(m.e.index, 0); /* names it */
+	}
+	CHECK_EQ(set_msr(&g, 0x82f, 0), 0);
+	CHECK_EQ(set_msr(&g, 0x837, 0x10000), 1);
+	guest_close(&g);
+}
+
+static bool requested(struct guest *g, uint8_t vector)
+{
+	struct kvm_lapic_state l;
+
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_LAPIC, &l), 0);
+	return l.regs[0x200 + vector / 32 * 16 + vector / 8 % 4] >> vector % 8 & 1;
+}
+
+/* Lines that lead to synthetic interrupts of Hyper-V's, by which a client's VMBus talks to a guest. */
+TEST(hyperv_routes)
+{
+	struct {
+		struct kvm_irq_routing head;
+		struct kvm_irq_routing_entry e[3];
+	} r = {.head.nr = 3,
+	       .e = {{.gsi = 24, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 0, .sint = 2}},
+	             {.gsi = 25, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 0, .sint = 5}},
+	             {.gsi = 26, .type = KVM_IRQ_ROUTING_HV_SINT, .u.hv_sint = {.vcpu = 77, .sint = 99}}}};
+	struct kvm_enable_cap synic = {.cap = KVM_CAP_HYPERV_SYNIC2};
+	struct kvm_irq_level l = {.irq = 24, .level = 1};
+	struct kvm_irqfd f = {.gsi = 25, .flags = KVM_IRQFD_FLAG_RESAMPLE};
+	int set = eventfd(0, EFD_NONBLOCK), ack = eventfd(0, EFD_NONBLOCK);
+	uint64_t one = 1, n;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CHECK_EQ(set_msr(&g, 0x1b, 0xfee00900), 1);
+	CHECK_EQ(kioctl(g.vcpu, KVM_ENABLE_CAP, &synic), 0);
+	CHECK_EQ(kioctl(g.vm, KVM_SET_GSI_ROUTING, &r), 0);
+	{
+		struct kvm_lapic_state s;
+
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &s), 0);
+		s.regs[0xf0] = s.regs[0xf1] = 0xff; /* software enabled */
+		s.regs[0xf1] = 1;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &s), 0);
+	}
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0); /* masked: nobody hears it */
+	CHECK_EQ(set_msr(&g, 0x40000092, 0x50), 1);
+	CHECK_EQ(requested(&g, 0x50), false);
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0);
+	CHECK_EQ(requested(&g, 0x50), true);
+	l.irq = 26;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQ_LINE, &l), 0);
+
+	/* A client waits for the guest's end of a message. */
+	CHECK_EQ(set_msr(&g, 0x40000095, 0x61), 1);
+	f.fd = (uint32_t)set;
+	f.resamplefd = (uint32_t)ack;
+	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
+	CHECK_EQ(write(set, &one, 8), 8);
+	for (unsigned t = 0; t < 2000 && !requested(&g, 0x61); t++)
+		usleep(1000);
+	CHECK_EQ(requested(&g, 0x61), true);
+	CHECK_EQ(read(ack, &n, 8), -1);
+	CHECK_EQ(set_msr(&g, 0x40000084, 0), 1);
+	CHECK_EQ(read(ack, &n, 8), 8);
+	close(set);
+	close(ack);
+	guest_close(&g);
 }
 
 /* A client that restores a snapshot moves the local APIC between modes as no guest may. */
@@ -378,6 +647,7 @@ TEST(quirks)
 	}
 }
 
+/* VMs with chips come and go without leaving threads or memory behind. */
 TEST(many_vms)
 {
 	for (unsigned n = 0; n < 100; n++) {

@@ -106,6 +106,95 @@ TEST(page_tables_in_memory_the_client_has_not)
 
 /* ---- system management mode -------------------------------------------------------------------------------------- */
 
+/*
+ * A guest whose CPUID lacks a feature that the processor can take away has it not: the code's first fault leaves its
+ * vector on a port. In flat 32-bit mode; ecx, ebx, edx of leaf 1, 7 and 0x80000001 as given, with `vendor` in leaf 0.
+ */
+static unsigned first_fault(const uint8_t *code, size_t n, uint32_t ecx1, uint32_t ebx7, uint32_t edx8, bool amd)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[5];
+	} c = {.head.nent = 5,
+	       .e = {{.function = 0, .eax = 7},
+	             {.function = 1, .ecx = ecx1, .edx = 0x61},
+	             {.function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = ebx7},
+	             {.function = 0x80000000u, .eax = 0x80000001u},
+	             {.function = 0x80000001u, .edx = edx8}}};
+	struct guest g;
+	unsigned what;
+
+	memcpy(&c.e[0].ebx, amd ? "Auth" : "Genu", 4);
+	memcpy(&c.e[0].edx, amd ? "enti" : "ineI", 4);
+	memcpy(&c.e[0].ecx, amd ? "cAMD" : "ntel", 4);
+	CHECK_EQ(guest_open(&g, 0x10000), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(guest_start32(&g, 0x1000), 0);
+	memcpy(g.ram + 0x1000, code, n);
+	g.ram[0x1000 + n] = 0xe6; /* out 0, al: no fault */
+	g.ram[0x1000 + n + 1] = 0;
+	for (unsigned v = 0; v < 32; v++) {
+		const uint8_t say[] = {0xe6, (uint8_t)v};
+
+		memcpy(g.ram + 0x3000 + 16 * v, say, 2);
+		guest_gate32(&g, v, 0x3000 + 16 * v);
+	}
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	what = g.run->io.port;
+	guest_close(&g);
+	return what;
+}
+
+TEST(features_that_cpuid_takes_away)
+{
+	static const uint8_t osxsave[] = {0xb8, 0, 0, 4, 0, 0x0f, 0x22, 0xe0},
+	                     smep[] = {0xb8, 0, 0, 0x10, 0, 0x0f, 0x22, 0xe0};
+	static const uint8_t rdtscp[] = {0x0f, 0x01, 0xf9},
+	                     invpcid[] = {0x31, 0xc0, 0x66, 0x0f, 0x38, 0x82, 0x05, 0, 0x50, 0, 0};
+	static const uint8_t nx[] = {0xb9, 0x80, 0, 0, 0xc0, 0xb8, 0, 8, 0, 0, 0x31, 0xd2, 0x0f, 0x30};
+	static const uint8_t aux[] = {0xb9, 3, 1, 0, 0xc0, 0x0f, 0x32};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[128];
+	} s = {.head.nent = 128};
+	uint32_t ecx1 = 0, ebx7 = 0, edx8 = 0;
+	int kvm = kopen();
+
+	CHECK_EQ(kioctl(kvm, KVM_GET_SUPPORTED_CPUID, &s), 0);
+	kclose(kvm);
+	for (unsigned n = 0; n < s.head.nent; n++) {
+		ecx1 |= s.e[n].function == 1 ? s.e[n].ecx : 0;
+		ebx7 |= s.e[n].function == 7 && s.e[n].index == 0 ? s.e[n].ebx : 0;
+		edx8 |= s.e[n].function == 0x80000001u ? s.e[n].edx : 0;
+	}
+#define FAULT(code, ...) first_fault(code, sizeof(code), __VA_ARGS__, false)
+	CHECK_EQ(FAULT(osxsave, ecx1 & ~(1u << 26), ebx7, edx8), 13);
+	CHECK_EQ(FAULT(osxsave, ecx1, ebx7, edx8), ecx1 >> 26 & 1 ? 0 : 13);
+	CHECK_EQ(FAULT(smep, ecx1, ebx7 & ~(1u << 7), edx8), 13);
+	CHECK_EQ(FAULT(smep, ecx1, ebx7, edx8), ebx7 >> 7 & 1 ? 0 : 13);
+	CHECK_EQ(FAULT(nx, ecx1, ebx7, edx8 & ~(1u << 20)), 13);
+	CHECK_EQ(FAULT(nx, ecx1, ebx7, edx8), 0);
+	CHECK_EQ(FAULT(invpcid, ecx1, ebx7 & ~(1u << 10), edx8), 6);
+	CHECK_EQ(FAULT(invpcid, ecx1, ebx7, edx8), ebx7 >> 10 & 1 ? 0 : 6);
+	CHECK_EQ(FAULT(rdtscp, ecx1, ebx7, edx8 & ~(1u << 27)), 6);
+	CHECK_EQ(FAULT(rdtscp, ecx1, ebx7, edx8), edx8 >> 27 & 1 ? 0 : 6);
+	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8 & ~(1u << 27)), 13);
+	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8), edx8 >> 27 & 1 ? 0 : 13);
+#undef FAULT
+}
+
+/* A guest of AMD's sort has SYSCALL outside 64-bit mode, on whatever host: here from flat 32-bit code to itself. */
+TEST(syscall_follows_the_guests_vendor)
+{
+	/* EFER.SCE; STAR: EIP 0x1020, CS 8; syscall; nothing */
+	static const uint8_t code[0x20] = {0xb9, 0x80, 0,    0,    0xc0, 0xb8, 1,    0,    0,    0,
+	                                   0x31, 0xd2, 0x0f, 0x30, 0xfe, 0xc1, 0xb8, 0x20, 0x10, 0,
+	                                   0,    0xb2, 8,    0x0f, 0x30, 0x0f, 0x05, 0x0f, 0x0b};
+
+	CHECK_EQ(first_fault(code, sizeof(code), 0, 0, 1u << 11, true), 0);
+}
+
 TEST(smi_and_rsm)
 {
 	struct guest g;
@@ -294,6 +383,65 @@ TEST(dirty_ring)
 	CHECK(full > 0);
 	munmap(ring, 4096);
 	guest_close(&g);
+}
+
+/* ---- vCPUs that wait for each other ------------------------------------------------------------------------------ */
+
+static void *run_vcpu(void *arg)
+{
+	struct guest *g = arg;
+
+	CHECK_EQ(guest_run(g), 0);
+	CHECK_EQ(g->run->exit_reason, KVM_EXIT_HLT);
+	return NULL;
+}
+
+/* Two vCPUs count to 1024 in turns, with PAUSE while it is the other's, on one processor: whoever spins gives it away
+ * before the host's scheduler takes it. A slow or loaded machine gets several tries. */
+TEST(spinning_vcpus_share_a_processor)
+{
+	struct kvm_regs odd = {.rip = 0x1000, .rsp = 0x1000, .rflags = 2, .rdx = 1};
+	cpu_set_t all, one;
+	double ms = 0;
+
+	CHECK_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+	for (unsigned cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &all))
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+	}
+	CHECK_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+	for (unsigned n = 0; n < 5; n++) {
+		struct guest g, h;
+		struct timespec a, b;
+		pthread_t t;
+
+		CHECK_EQ(guest_open(&g, 0x10000), 0);
+		h = g;
+		h.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+		h.run = kmmap(NULL, h.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, h.vcpu, 0);
+		/* l: mov ax, [0x500]; mov bx, ax; and bl, 1; cmp bl, dl; je go; pause; jmp l
+		 * go: inc word [0x500]; cmp ax, 1022; jb l; hlt */
+		CODE(&g, 0x1000, 0xa1, 0, 5, 0x89, 0xc3, 0x80, 0xe3, 1, 0x38, 0xd3, 0x74, 4, 0xf3, 0x90, 0xeb, 0xf0,
+		     0xff, 6, 0, 5, 0x3d, 0xfe, 3, 0x72, 0xe7, 0xf4);
+		CHECK_EQ(guest_start16(&g, 0x1000), 0);
+		CHECK_EQ(guest_start16(&h, 0x1000), 0);
+		CHECK_EQ(kioctl(h.vcpu, KVM_SET_REGS, &odd), 0);
+		clock_gettime(CLOCK_MONOTONIC, &a);
+		CHECK_EQ(pthread_create(&t, NULL, run_vcpu, &h), 0);
+		run_vcpu(&g);
+		pthread_join(t, NULL);
+		clock_gettime(CLOCK_MONOTONIC, &b);
+		munmap(h.run, h.run_size);
+		kclose(h.vcpu);
+		guest_close(&g);
+		ms = (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
+		if (ms < 500)
+			break;
+	}
+	CHECK_EQ(sched_setaffinity(0, sizeof(all), &all), 0);
+	CHECK(ms < 500);
 }
 
 /* ---- a thousand VMs ---------------------------------------------------------------------------------------------- */

@@ -330,6 +330,19 @@ SNIPPET dr_mov_ss, PROT
 	nop
 	END
 
+SNIPPET dr_mov_ss_int1, PROT
+	# one #DB for the watch and the instruction
+	movl $DS0, PAGE1
+	mov $PAGE1, %eax
+	mov %eax, %dr0
+	mov $0x000f0402, %eax
+	mov %eax, %dr7
+	mov PAGE1, %ss
+	.byte 0xf1
+	nop
+	nop
+	END
+
 SNIPPET irq_basic, PROT
 	mov $0x40, %al
 	out %al, $P_IRQ

@@ -587,6 +587,53 @@ SNIPPET seg_fs_gs_long, LONG
 	USER swapgs
 	END
 
+SNIPPET seg_iret_fs_gs_base, LONG
+	# FS and GS of ring 0 become null on the way out, and keep their bases
+	mov $DS0, %ecx
+	mov %ecx, %fs
+	mov %ecx, %gs
+	mov $0xc0000100, %ecx
+	mov $PAGE1, %eax
+	xor %edx, %edx
+	wrmsr
+	inc %ecx
+	mov $PAGE2, %eax
+	wrmsr
+	movl $0x1234, PAGE1 + 8
+	movl $0x5678, PAGE2 + 8
+	TO_USER 1f
+	END
+1:	mov %fs:8, %ebx
+	VAL %ebx
+	mov %gs:8, %ebx
+	VAL %ebx
+	mov %fs, %ebx
+	VAL %ebx
+	mov %gs, %ebx
+	VAL %ebx
+	int $VEC_BACK
+
+SNIPPET seg_iret_null_rpl, LONG
+	# a null selector loses its RPL on the way out
+	mov $3, %ecx
+	mov %ecx, %ds
+	mov $2, %ecx
+	mov %ecx, %es
+	mov $1, %ecx
+	mov %ecx, %fs
+	mov %ecx, %gs
+	TO_USER 1f
+	END
+1:	mov %ds, %ebx
+	VAL %ebx
+	mov %es, %ebx
+	VAL %ebx
+	mov %fs, %ebx
+	VAL %ebx
+	mov %gs, %ebx
+	VAL %ebx
+	int $VEC_BACK
+
 SNIPPET seg_fsgsbase, LONG
 	TRY rdfsbase %rbx
 	mov %cr4, %rax
