@@ -15,7 +15,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* Copies `path` without empty and "." components. */
+/* Copies `path` without empty and "." components, and without ".." and what that leaves: /dev is no symbolic link. */
 static void tidy(char *out, size_t size, const char *path)
 {
 	size_t n = 0;
@@ -26,7 +26,10 @@ static void tidy(char *out, size_t size, const char *path)
 		while (*path == '/')
 			path++;
 		len = strcspn(path, "/");
-		if (!(len == 1 && *path == '.') && len) {
+		if (len == 2 && path[0] == '.' && path[1] == '.') {
+			while (n && out[--n] != '/')
+				;
+		} else if (!(len == 1 && *path == '.') && len) {
 			out[n++] = '/';
 			for (size_t k = 0; k < len && n + 1 < size; k++)
 				out[n++] = path[k];

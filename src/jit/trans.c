@@ -632,11 +632,11 @@ static u8 *emit_events(struct emit *e, unsigned cc, const u8 *to)
 	return emit_jcc(e, cc, to);
 }
 
-/* A branch to the block's own beginning, where its look at the vector registers (vec_begin()) need not be repeated. */
+/* A branch to the block's own beginning, where its look at the vector registers (vec_begin()) need not be repeated:
+ * they are where they were there. Blocks with x87 or MMX have no such way in. */
 static bool loops(const struct trans *c, unsigned k, u64 to)
 {
-	return c->loop && to == c->tb->rip && c->vec && !c->x87.here && !c->after_sti &&
-	       !(c->host && c->look_taken[k]);
+	return c->loop && to == c->tb->rip && c->vec && !c->after_sti && !(c->host && c->look_taken[k]);
 }
 
 static void emit_loop(struct trans *c, unsigned k, u64 to)
@@ -1182,7 +1182,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	vec_begin(c);
 	x87_begin(c);
 	/* Blocks are counted and compared from their beginning. */
-	if (c->vec && !tb->beyond && !j->count && !j->lockstep)
+	if (c->vec && !c->x87.here && !tb->beyond && !j->count && !j->lockstep)
 		c->loop = emit_rx(e);
 	group_accesses(c);
 	for (unsigned k = 0; k < c->n; k++) {

@@ -81,6 +81,7 @@ TEST(the_node_is_like_a_file)
 	CHECK_ERR(ioctl(fd, KVM_GET_API_VERSION, 0L), ENOTTY);
 	close(fd);
 	CHECK(realpath("/dev//./kvm", real) && !strcmp(real, "/dev/kvm"));
+	CHECK(realpath("/../dev/../dev/kvm", real) && !strcmp(real, "/dev/kvm"));
 	CHECK_ERR(readlink("/dev/kvm", link, sizeof(link)), EINVAL);
 	CHECK_ERR(getxattr("/dev/kvm", "security.selinux", real, sizeof(real)), ENODATA);
 	CHECK_ERR(lgetxattr("/dev/kvm", "system.posix_acl_access", real, sizeof(real)), ENODATA);
