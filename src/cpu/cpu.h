@@ -187,6 +187,8 @@ struct jit;    /* jit/jit.h: the vCPU's translated code */
 
 #define DENY_RDTSCP 1u /* RDPID and TSC_AUX too */
 #define DENY_INVPCID 2u
+#define DENY_SPEC_CTRL 4u /* the MSRs SPEC_CTRL and PRED_CMD */
+#define DENY_PRED_CMD 8u
 
 struct vcpu {
 	/* ---- hot ---- */
@@ -384,6 +386,7 @@ int xcr_write(struct vcpu *v, u32 n, u64 val);
  */
 /* Architectural access; returns 0, or -1 for #GP. `host`: from an ioctl, skips guest-only checks. */
 int msr_read(struct vcpu *v, u32 msr, u64 *val);
+int msr_read_model(struct vcpu *v, u32 msr, u64 *val); /* what ops->msr_read() passed on */
 int msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 u64 tsc_read(const struct vcpu *v);
 

@@ -92,7 +92,6 @@ static int fixed_mtrr(u32 msr)
 
 int msr_read(struct vcpu *v, u32 msr, u64 *val)
 {
-	u64 *slot;
 	int rc;
 
 	*val = 0;
@@ -101,6 +100,14 @@ int msr_read(struct vcpu *v, u32 msr, u64 *val)
 		if (rc != MSR_PASS)
 			return rc;
 	}
+	return msr_read_model(v, msr, val);
+}
+
+int msr_read_model(struct vcpu *v, u32 msr, u64 *val)
+{
+	u64 *slot;
+
+	*val = 0;
 	switch (msr) {
 	case MSR_TSC:
 		*val = tsc_read(v);

@@ -272,7 +272,7 @@ static void limit_guest(struct kvm_vcpu *kv)
 	};
 	const struct kvm_cpuid_entry2 *e = cpuid12_find(kv->x12, 0, 0);
 	struct vcpu *v = &kv->cpu;
-	bool rdtscp, rdpid;
+	u32 l7[2] = {0}, ext = 0, amd = 0;
 
 	memset(&v->denied, 0, sizeof(v->denied));
 	for (unsigned n = 0; n < ARRAY_SIZE(limits); n++) {
@@ -287,12 +287,24 @@ static void limit_guest(struct kvm_vcpu *kv)
 	}
 	v->amd_rules = cpuid_is_amd() || (e && (e->ebx == 0x68747541 || e->ebx == 0x6f677948));
 	v->intel_rules = !cpuid_is_amd() || (e && e->ebx == 0x756e6547);
-	e = cpuid12_find(kv->x12, 0x80000001u, 0);
-	rdtscp = e && (e->edx & BIT(27));
 	e = cpuid12_find(kv->x12, 7, 0);
-	rdpid = e && (e->ecx & BIT(22));
-	if (!rdtscp && !rdpid)
+	if (e) {
+		l7[0] = e->ecx;
+		l7[1] = e->edx;
+	}
+	e = cpuid12_find(kv->x12, 0x80000001u, 0);
+	if (e)
+		ext = e->edx;
+	e = cpuid12_find(kv->x12, 0x80000008u, 0);
+	if (e)
+		amd = e->ebx;
+	/* RDTSCP or RDPID; Intel's bit or one of AMD's: STIBP, IBRS, SSBD, IBPB. */
+	if (!(ext & BIT(27)) && !(l7[0] & BIT(22)))
 		v->denied.insn |= DENY_RDTSCP;
+	if (!(l7[1] & BIT(26)) && !(amd & (BIT(14) | BIT(15) | BIT(24))))
+		v->denied.insn |= DENY_SPEC_CTRL;
+	if (!(l7[1] & BIT(26)) && !(amd & BIT(12)))
+		v->denied.insn |= DENY_PRED_CMD;
 }
 
 /* Before the client says what CPUID shows it shows nothing; Linux' KVM leaves CR4 alone until then. */

@@ -102,6 +102,12 @@ static int describing_write(struct vcpu12 *x, u32 msr, u64 val, bool host)
 	return 0;
 }
 
+/* By what a guest's CPUID may take the register away. */
+static unsigned denies(u32 msr)
+{
+	return msr == MSR_TSC_AUX ? DENY_RDTSCP : msr == MSR_SPEC_CTRL ? DENY_SPEC_CTRL : DENY_PRED_CMD;
+}
+
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 {
 	struct vcpu12 *x = x12_of(v);
@@ -113,7 +119,9 @@ int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host)
 		return x2apic_read(v, msr, val, host);
 	switch (msr) {
 	case MSR_TSC_AUX:
-		return !host && (v->denied.insn & DENY_RDTSCP) ? -1 : MSR_PASS;
+	case MSR_SPEC_CTRL:
+	case MSR_PRED_CMD:
+		return !host && (v->denied.insn & denies(msr)) ? -1 : MSR_PASS;
 	case MSR_TSC_DEADLINE:
 		*val = lapic_of(v) ? lapic_of(v)->tsc_deadline : 0;
 		return 0;
@@ -207,7 +215,9 @@ int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host)
 	}
 	switch (msr) {
 	case MSR_TSC_AUX:
-		return !host && (v->denied.insn & DENY_RDTSCP) ? -1 : MSR_PASS;
+	case MSR_SPEC_CTRL:
+	case MSR_PRED_CMD:
+		return !host && (v->denied.insn & denies(msr)) ? -1 : MSR_PASS;
 	case MSR_TSC_DEADLINE:
 		if (lapic_of(v))
 			lapic_set_deadline(lapic_of(v), val);
@@ -364,7 +374,7 @@ static int get_one(struct kvm_vcpu *kv, struct kvm_msr_entry *e)
 	int rc = msr12_read(&kv->cpu, e->index, &val, true);
 
 	if (rc == MSR_PASS)
-		rc = msr_read(&kv->cpu, e->index, &val);
+		rc = msr_read_model(&kv->cpu, e->index, &val);
 	e->data = val;
 	return rc;
 }

@@ -814,8 +814,8 @@ TEST(msrs)
 	guest_close(&g);
 }
 
-/* Every MSR of the list can be read and written back, and a client whose processor model has no ARCH_CAPABILITIES
- * writes 0 there: QEMU dies if that is refused. */
+/* Every MSR of the list can be read and written back, whatever the guest's CPUID lacks, and a client whose processor
+ * model has no ARCH_CAPABILITIES writes 0 there: QEMU dies if that is refused. */
 TEST(listed_msrs)
 {
 	struct {
@@ -826,11 +826,16 @@ TEST(listed_msrs)
 		struct kvm_msrs head;
 		struct kvm_msr_entry e;
 	} m = {.head.nmsrs = 1};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[2];
+	} nothing = {.head.nent = 2, .e = {{.function = 0, .eax = 1}, {.function = 1, .edx = 0x61}}};
 	struct guest g;
 	bool caps = false;
 
 	CHECK_EQ(guest_open(&g, 0x10000), 0);
 	CHECK_EQ(kioctl(g.kvm, KVM_GET_MSR_INDEX_LIST, &list), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &nothing), 0);
 	for (unsigned n = 0; n < list.head.nmsrs; n++) {
 		m.e = (struct kvm_msr_entry){.index = list.index[n]};
 		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != 1 || kioctl(g.vcpu, KVM_SET_MSRS, &m) != 1)

@@ -162,7 +162,8 @@ TEST(features_that_cpuid_takes_away)
 	static const uint8_t rdtscp[] = {0x0f, 0x01, 0xf9},
 	                     invpcid[] = {0x31, 0xc0, 0x66, 0x0f, 0x38, 0x82, 0x05, 0, 0x50, 0, 0};
 	static const uint8_t nx[] = {0xb9, 0x80, 0, 0, 0xc0, 0xb8, 0, 8, 0, 0, 0x31, 0xd2, 0x0f, 0x30};
-	static const uint8_t aux[] = {0xb9, 3, 1, 0, 0xc0, 0x0f, 0x32};
+	static const uint8_t aux[] = {0xb9, 3, 1, 0, 0xc0, 0x0f, 0x32}, spec[] = {0xb9, 0x48, 0, 0, 0, 0x0f, 0x32};
+	static const uint8_t pred[] = {0xb9, 0x49, 0, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30};
 	struct {
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 e[128];
@@ -190,6 +191,8 @@ TEST(features_that_cpuid_takes_away)
 	CHECK_EQ(FAULT(rdtscp, ecx1, ebx7, edx8), edx8 >> 27 & 1 ? 0 : 6);
 	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8 & ~(1u << 27)), 13);
 	CHECK_EQ(FAULT(aux, ecx1, ebx7, edx8), edx8 >> 27 & 1 ? 0 : 13);
+	CHECK_EQ(FAULT(spec, ecx1, ebx7, edx8), 13);
+	CHECK_EQ(FAULT(pred, ecx1, ebx7, edx8), 13);
 #undef FAULT
 	/* Without KVM_SET_CPUID2 it has none of them, but for the bits of CR4. */
 	CHECK_EQ(first_fault(nx, sizeof(nx), NULL), 13);

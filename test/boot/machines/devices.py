@@ -160,7 +160,7 @@ def hotplug():
 @scenario("Hyper-V's enlightenments")
 def hyperv():
     cpu = (
-        "host,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-time,hv-vpindex,hv-runtime,hv-synic,hv-stimer,hv-frequencies,"
+        "host,kvm=off,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-time,hv-vpindex,hv-runtime,hv-synic,hv-stimer,hv-frequencies,"
         "hv-ipi,hv-tlbflush,hv-reset,hv-crash,hv-reenlightenment,hv-stimer-direct"
     )
     with Machine("-M", "q35", "-cpu", cpu, "-smp", "2", *pci()) as m:

@@ -113,7 +113,7 @@ def quiet_log(m, own_apic=False):
     of the vector of async page faults fails, as on Linux' KVM, and it shows a call trace."""
     with step("kernel log", m):
         bad = m.sh(
-            "dmesg | grep -iE 'rcu.*stall|lockup|lost .*(irq|interrupt)|nobody cared|unstable|blocked for more|BUG:|BIOS bug'"
+            "dmesg | grep -iE 'rcu.*stall|lockup|lost .*(irq|interrupt)|nobody cared|skew is too large|blocked for more|BUG:|BIOS bug'"
             "'|Oops|%sgeneral protection|hardware error' | head -5" % ("" if own_apic else "Call Trace|"),
             check=False,
         )

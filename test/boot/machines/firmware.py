@@ -11,9 +11,9 @@ from machine import Failed, Machine, Settings
 from steps import require, scenario, step
 
 
-def bootable(machine, *more):
+def bootable(machine, *more, cpu="host", memory="512"):
     return Machine(
-        "-M", machine, "-cpu", "host", "-smp", "2", "-m", "512", *more,
+        "-M", machine, "-cpu", cpu, "-smp", "2", "-m", memory, *more,
         "-drive", "if=none,id=disk,format=raw,snapshot=on,file=%s/disk.raw" % Settings.files,
         "-device", "virtio-blk-pci,drive=disk,bootindex=0",
     )  # fmt: skip
@@ -43,25 +43,26 @@ def seabios_q35():
         boots_the_disk(m, False)
 
 
-def ovmf(machine):
+def ovmf(machine, **settings):
     variables = os.path.join(Settings.tmp, "vars.fd")
     shutil.copy("/usr/share/OVMF/OVMF_VARS_4M.fd", variables)
     flash = [
         "-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
         "-drive", "if=pflash,format=raw,file=" + variables,
     ]  # fmt: skip
-    with bootable(machine, *flash) as m:
+    with bootable(machine, *flash, **settings) as m:
         boots_the_disk(m, True)
 
 
 @scenario("OVMF and GRUB from disk, pc")
 def ovmf_pc():
-    ovmf("pc")
+    # It maps all the physical addresses of the host's processor: 48 bits take a GiB of page tables.
+    ovmf("pc", memory="2048")
 
 
 @scenario("OVMF and GRUB from disk, q35")
 def ovmf_q35():
-    ovmf("q35")
+    ovmf("q35", cpu="host,host-phys-bits-limit=40")
 
 
 @scenario("a rescue CD of GRUB", both=True)
