@@ -1088,33 +1088,6 @@ void emit_ret_base(struct jit *j, struct emit *e)
 	e1(e, 0x52);
 }
 
-/*
- * The block's only instruction goes on in the next page, which is looked up and compared each time; where that fails,
- * the handler's way does it all (check_border() in helper.c).
- */
-static void emit_border_check(struct trans *c)
-{
-	const struct tb *tb = c->tb;
-	u64 next = wrap(c, (tb->rip | ~PAGE_MASK) + 1);
-	const u8 *want = c->bytes + c->range[0].len;
-	s32 at = VOFF(mmu.tlb[0][0].e[0]) +
-	         (s32)(((c->key & KEY_USER ? TLB_USER : TLB_SUPER) * TLB_KINDS + TLB_EXEC) * sizeof(struct tlb_set)) +
-	         (s32)((next >> PAGE_SHIFT & (TLB_SIZE - 1)) * sizeof(struct tlb_entry));
-	struct emit *e = &c->e;
-
-	emit_const(e, H_R8, next);
-	encode(e, ENC_W, 0, 0x39, H_R8, rm_mem(H_R15, at));
-	slow_at(c, 0, emit_jcc(e, 5, NULL));
-	encode(e, ENC_W, 0, 0x03, H_R8, rm_mem(H_R15, at + 8));
-	for (unsigned done = 0, n; done < tb->beyond; done += n) {
-		n = tb->beyond - done >= 4 ? 4 : tb->beyond - done >= 2 ? 2 : 1;
-		encode(e, n == 2 ? ENC_66 : 0, 0, n == 1 ? 0x80 : 0x81, 7, rm_mem(H_R8, (s32)done));
-		for (unsigned b = 0; b < n; b++)
-			e1(e, want[done + b]);
-		slow_at(c, 0, emit_jcc(e, 5, NULL));
-	}
-}
-
 /* The memory that a block takes. */
 static void make_room(struct jit *j)
 {

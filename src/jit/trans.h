@@ -96,7 +96,7 @@ struct trans {
 	u8 *deep_at;
 	const u8 *deep_back;
 	const u8 *loop; /* where a branch to the block's beginning may go behind its own look at the events, or NULL */
-	bool vec; /* vector registers and MXCSR are in the host's, as this block wants them */
+	bool vec;       /* vector registers and MXCSR are in the host's, as this block wants them */
 	struct x87 x87;
 	bool split;     /* emitting the code of a group that straddles pages: each access has its own check */
 	bool after_sti; /* the previous instruction was an STI: its shadow ends behind this one */
@@ -214,6 +214,7 @@ void emit_bmi(struct trans *c, unsigned k);
 void div_emit(struct trans *c, unsigned k);
 
 /* rare.c */
+void emit_border_check(struct trans *c);
 void emit_pushf(struct trans *c, unsigned k);
 void emit_release(struct emit *e);
 void emit_swapgs(struct trans *c);
