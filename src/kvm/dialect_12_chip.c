@@ -623,6 +623,8 @@ static int route_one(struct gsi *table, const struct kvm_irq_routing_entry *r, b
 		e.data = r->u.msi.data;
 		break;
 	case KVM_IRQ_ROUTING_HV_SINT: /* of a number that is not there: nobody hears it */
+		if (r->flags)
+			return -EINVAL;
 		e.kind = GSI_SINT;
 		e.pin = r->u.hv_sint.vcpu < CHIP_VCPUS && r->u.hv_sint.sint < 16
 		                ? r->u.hv_sint.vcpu << 4 | r->u.hv_sint.sint

@@ -620,6 +620,9 @@ TEST(hyperv_routes)
 	CHECK_EQ(chips_open(&g), 0);
 	CHECK_EQ(set_msr(&g, 0x1b, 0xfee00900), 1);
 	CHECK_EQ(kioctl(g.vcpu, KVM_ENABLE_CAP, &synic), 0);
+	r.e[1].flags = KVM_MSI_VALID_DEVID;
+	CHECK_ERR(kioctl(g.vm, KVM_SET_GSI_ROUTING, &r), EINVAL);
+	r.e[1].flags = 0;
 	CHECK_EQ(kioctl(g.vm, KVM_SET_GSI_ROUTING, &r), 0);
 	{
 		struct kvm_lapic_state s;
