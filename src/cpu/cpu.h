@@ -150,6 +150,8 @@ struct vcpu_ops {
 	/* A vector that may be delivered now (the engine checked IF and shadows), or -1. Taking it acknowledges it. */
 	int (*irq_take)(struct vcpu *v);
 	bool (*irq_pending)(struct vcpu *v);
+	/* Bits were set in events that a vCPU asleep must hear of. Any thread, takes no lock. May be NULL. */
+	void (*wake)(struct vcpu *v);
 	/* EV_KICK: parks until the other thread is done. Called between instructions. */
 	void (*kicked)(struct vcpu *v);
 	/* MOV to/from CR8 hooks, APIC base writes: may be NULL. */

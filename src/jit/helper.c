@@ -829,6 +829,12 @@ void jit_flush(struct vcpu *v)
 		v->jit->need_flush = true;
 }
 
+void jit_asleep(struct vcpu *v)
+{
+	if (v->jit && atomic_load_explicit(&v->jit->foreign, memory_order_acquire))
+		smc_foreign(v->jit);
+}
+
 void jit_count(const struct vcpu *v, u64 *blocks, u64 *bytes)
 {
 	if (!v->jit)

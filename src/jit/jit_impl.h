@@ -176,7 +176,8 @@ struct jpage {
 	u64 straddling[4]; /* by 16-byte pieces: groups led by instructions there often lie over two pages */
 	struct tb *tbs;
 	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
-	bool watched;
+	bool watched;               /* we hold it: smc.c */
+	u8 foreign;                 /* stores of others since it was emptied last */
 	struct jpage *next;
 };
 

@@ -8,6 +8,10 @@
  * Another vCPU's store is announced before it is done, and may be under way, or go through a write TLB entry that is
  * still there, while this one translates the page. So whoever stored, or was told of a new page of code, makes the
  * others look a second time when it comes to its dispatcher and nothing is under way any more (smc_again()).
+ *
+ * Who holds code of a page is written down (memslot.holders, a bit a vCPU): a page that nobody holds any more is plain
+ * data again. Memory that programs were in is used again for other things all the time; so a vCPU whose page others
+ * write gives it up when nothing of it is left, or after a few stores, and also hears of them asleep.
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -74,6 +78,45 @@ static bool hva_to_gpa(const struct vm_mem *m, const u8 *hva, gpa_t *gpa)
 	return false;
 }
 
+/* Bit 63 is everybody's from the 64th vCPU on, and stays. */
+static u64 holder_bit(const struct jit *j)
+{
+	return BIT(j->v->id < 63 ? j->v->id : 63);
+}
+
+static u64 *holders_of(const struct jit *j, gpa_t gpa)
+{
+	struct memslot *s = memslot_find(j->v->mmu.vm, gpa);
+
+	return s ? &s->holders[(gpa - s->gpa) >> PAGE_SHIFT] : NULL;
+}
+
+/* With the lock: we hold nothing there. */
+static void let_go(struct jit *j, gpa_t gpa)
+{
+	u64 *h = holders_of(j, gpa);
+
+	if (!h)
+		return;
+	*h &= ~(holder_bit(j) & ~BIT(63));
+	if (!*h)
+		mem_unwatch_code(&j->v->mmu, gpa);
+}
+
+/* Before code of the page is looked at. */
+static void hold(struct jit *j, struct jpage *p)
+{
+	u64 *h;
+
+	pthread_mutex_lock(&lock);
+	h = holders_of(j, p->gpa);
+	if (h)
+		*h |= holder_bit(j);
+	p->watched = true;
+	mem_watch_code(&j->v->mmu, p->gpa);
+	pthread_mutex_unlock(&lock);
+}
+
 /* With the lock. */
 static void add_again(struct jit *j, gpa_t gpa)
 {
@@ -90,6 +133,8 @@ static void add_foreign(struct jit *j, gpa_t gpa)
 	j->n_foreign++;
 	atomic_store_explicit(&j->foreign, true, memory_order_release);
 	atomic_fetch_or(&j->v->events, (u32)EV_TLB);
+	if (j->v->ops->wake)
+		j->v->ops->wake(j->v);
 }
 
 /* The other processors of the VM must not write the page past us. */
@@ -117,17 +162,26 @@ void smc_again(struct jit *j)
 	atomic_store(&j->again, false);
 	if (n > ARRAY_SIZE(list))
 		tlb_flush_writes(&j->v->mmu);
-	for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++)
-		mem_watch_code(&j->v->mmu, list[k]);
+	for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++) {
+		u64 *h = holders_of(j, list[k]);
+
+		if (!h || *h)
+			mem_watch_code(&j->v->mmu, list[k]);
+	}
 	for (struct jit *o = all; o; o = o->next_jit) {
 		if (o == j || o->v->mmu.vm != j->v->mmu.vm)
 			continue;
-		if (n > ARRAY_SIZE(list))
+		if (n > ARRAY_SIZE(list)) {
 			o->n_foreign = ARRAY_SIZE(o->foreign_list) + 1;
-		for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++)
-			add_foreign(o, list[k]);
-		atomic_store_explicit(&o->foreign, true, memory_order_release);
-		atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+			atomic_store_explicit(&o->foreign, true, memory_order_release);
+			atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+		}
+		for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++) {
+			u64 *h = holders_of(j, list[k]);
+
+			if (!h || (*h & holder_bit(o)))
+				add_foreign(o, list[k]);
+		}
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -139,8 +193,7 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 
 	if (likely(p)) {
 		if (unlikely(!p->watched)) {
-			p->watched = true;
-			mem_watch_code(&j->v->mmu, p->gpa);
+			hold(j, p);
 			tell_others(j, p->gpa);
 		}
 		return p;
@@ -151,11 +204,10 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	memset(p, 0, sizeof(*p));
 	p->hva = hva;
 	p->gpa = gpa;
-	p->watched = true;
 	p->epoch = j->epoch;
 	p->next = j->pages[hash_page(hva)];
 	j->pages[hash_page(hva)] = p;
-	mem_watch_code(&j->v->mmu, gpa);
+	hold(j, p);
 	tell_others(j, gpa);
 	return p;
 }
@@ -374,7 +426,12 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 	}
 	pthread_mutex_lock(&lock);
 	for (struct jit *o = all; o; o = o->next_jit) {
+		u64 *h;
+
 		if (o == j || o->v->mmu.vm != m->vm)
+			continue;
+		h = holders_of(o, gpa);
+		if (h && !(*h & holder_bit(o)))
 			continue;
 		alone = false;
 		add_foreign(o, gpa & PAGE_MASK);
@@ -383,13 +440,48 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 		add_again(j, gpa & PAGE_MASK);
 		j->left = true;
 	}
-	pthread_mutex_unlock(&lock);
-	/* Plain data from now on. With several vCPUs nobody knows what the others hold. */
-	if (j && alone && (!p || !p->tbs)) {
+	/* Plain data from now on, unless others hold it. */
+	if (j && (!p || !p->tbs)) {
+		u64 *h = alone ? holders_of(j, gpa) : NULL;
+
 		if (p)
 			p->watched = false;
-		mem_unwatch_code(m, gpa);
+		/* Bits of vCPUs that are gone may be left. */
+		if (h)
+			*h = 0;
+		let_go(j, gpa & PAGE_MASK);
 	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* Stores of others after which a page is given up though they left some of its blocks alone. */
+#define FOREIGN_MOST 4
+
+/* Another vCPU wrote to the page, or is about to. */
+static void foreign_page(struct jit *j, gpa_t gpa)
+{
+	const u8 *hva = gpa_to_hva(j->v->mmu.vm, gpa);
+	struct jpage *p = hva ? page_find(j, hva) : NULL;
+
+	if (p && p->tbs && !same_granules(p, p->granules))
+		validate_blocks(j, p);
+	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST) {
+		while (p->tbs) {
+			tb_kill(j, p->tbs);
+			p->tbs = p->tbs->page_next;
+		}
+		recount(p);
+	}
+	if (p) {
+		p->epoch = ~0ull;
+		if (p->tbs)
+			return;
+		p->watched = false;
+		p->foreign = 0;
+	}
+	pthread_mutex_lock(&lock);
+	let_go(j, gpa);
+	pthread_mutex_unlock(&lock);
 }
 
 /* Other vCPUs wrote to pages of code: compare. */
@@ -411,12 +503,7 @@ void smc_foreign(struct jit *j)
 		tb_new_gen(j);
 		return;
 	}
-	for (unsigned k = 0; k < n; k++) {
-		const u8 *hva = gpa_to_hva(j->v->mmu.vm, list[k]);
-		struct jpage *p = hva ? page_find(j, hva) : NULL;
-
-		if (p)
-			p->epoch = ~0ull;
-	}
+	for (unsigned k = 0; k < n; k++)
+		foreign_page(j, list[k]);
 	tb_new_gen(j);
 }

@@ -249,6 +249,8 @@ bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id);
 /* dialect_12_halt.c. Sets bits in the vCPU's events and wakes it. Any thread. */
 void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
+/* vcpu_ops.wake */
+void vcpu12_wake(struct vcpu *v);
 void halt12_init(struct vm12 *x);
 /* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
 bool vcpu12_wait(struct kvm_vcpu *kv);

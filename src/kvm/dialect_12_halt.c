@@ -17,6 +17,8 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include "../jit/jit.h"
+
 /* In nanoseconds, as in Linux' KVM. */
 #define POLL_FIRST 10000u
 #define POLL_MOST 200000u /* until the client sets another */
@@ -28,6 +30,14 @@ void vcpu12_notify(struct kvm_vcpu *kv, u32 bits)
 	atomic_fetch_or(&kv->cpu.events, bits);
 	if (atomic_load(&kv->x12->sleeping))
 		syscall(SYS_futex, &kv->cpu.events, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+void vcpu12_wake(struct vcpu *v)
+{
+	struct kvm_vcpu *kv = v->owner;
+
+	if (kv->x12 && atomic_load(&kv->x12->sleeping))
+		syscall(SYS_futex, &v->events, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 static u64 now_ns(void)
@@ -182,6 +192,7 @@ bool vcpu12_wait(struct kvm_vcpu *kv)
 		ev = atomic_load(&v->events);
 		if (atomic_load(&x->latch))
 			take_latch(kv);
+		jit_asleep(v);
 		if (x->mp_state == KVM_MP_STATE_HALTED && wakes(kv)) {
 			x->mp_state = KVM_MP_STATE_RUNNABLE;
 			stat12(v, DEVKVM_halt_wakeup);

@@ -174,6 +174,7 @@ static const struct vcpu_ops ops_12 = {
         .hlt = op_hlt,
         .irq_take = op_irq_take,
         .irq_pending = op_irq_pending,
+        .wake = vcpu12_wake,
         .kicked = op_kicked,
         .cr8_written = op_cr8_written,
         .hypercall = pv_hypercall,

@@ -30,6 +30,7 @@ struct memslot {
 	u8 *hva;
 	_Atomic(u64) *dirty;  /* bit a page; NULL when not logging */
 	_Atomic(u64) *code;   /* bit a page: an engine holds decoded code of it, so guest stores take the slow path */
+	u64 *holders;         /* word a page: which vCPUs' translators hold code of it (jit/smc.c, with its lock) */
 	_Atomic(u64) *backed; /* bit a piece (MEMSLOT_PIECE): its pages were asked for; NULL: not for us to ask */
 	void *owner;          /* for the layer that made the slot */
 	/* A page's dirty bit was set: NULL: nobody needs to hear. */

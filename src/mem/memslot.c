@@ -94,6 +94,11 @@ int memslot_add(struct vm_mem *vm, struct memslot *slot)
 		if (!slot->code)
 			return -ENOMEM;
 	}
+	if (!slot->holders) {
+		slot->holders = calloc(slot->size >> PAGE_SHIFT, sizeof(*slot->holders));
+		if (!slot->holders)
+			return -ENOMEM;
+	}
 	at = slots_upto(vm, slot->gpa);
 	memmove(&vm->slot[at + 1], &vm->slot[at], (vm->nslots - at) * sizeof(*vm->slot));
 	vm->slot[at] = slot;
@@ -119,6 +124,7 @@ void memslot_free(struct memslot *slot)
 		return;
 	free((void *)slot->dirty);
 	free((void *)slot->code);
+	free(slot->holders);
 	free((void *)slot->backed);
 	free(slot);
 }
