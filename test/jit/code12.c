@@ -363,6 +363,67 @@ static void rewrite_by_vcpu(bool serialize, uint32_t rounds)
 	guest_close(&g);
 }
 
+#define PROGRAM 0x20000
+#define DATA 0x40000
+
+/* Seconds for a million stores to the page at `at`. */
+static double stores(struct guest *g, uint64_t rip, uint64_t at)
+{
+	struct kvm_regs r;
+	double from;
+
+	CHECK_EQ(kioctl(g->vcpu, KVM_GET_REGS, &r), 0);
+	r.rip = rip;
+	r.rdi = at;
+	CHECK_EQ(kioctl(g->vcpu, KVM_SET_REGS, &r), 0);
+	from = now();
+	CHECK_EQ(kioctl(g->vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g->run->exit_reason, KVM_EXIT_IO);
+	return now() - from;
+}
+
+/* Memory that both vCPUs ran code in is as fast as other memory when data is written over it, while the other one
+ * halts. */
+TEST(code_becomes_data)
+{
+	struct sigaction act = {.sa_handler = on_signal};
+	struct kvm_mp_state mp = {KVM_MP_STATE_RUNNABLE};
+	struct runner two = {0};
+	double program, data;
+	struct guest g;
+
+	sigaction(SIGUSR1, &act, NULL);
+	CHECK_EQ(open64(&g, true), 0);
+	CODE(&g, PROGRAM, 0xb8, 1, 0, 0, 0, 0xc3);                       /* mov eax, 1; ret */
+	CODE(&g, LOOP, 0xe8, 0xfb, 0xef, 0x01, 0x00, 0xe6, 0x10);        /* call PROGRAM; out 0x10, al */
+	CODE(&g, OTHER, 0xe8, 0xfb, 0xdf, 0x01, 0x00, 0xf4, 0xeb, 0xfd); /* call PROGRAM; hlt */
+	/* mov ecx, 1000000; top: mov [rdi], eax; sub ecx, 1; jnz top; out 0x10, al */
+	CODE(&g, HANDLER, 0xb9, 0x40, 0x42, 0x0f, 0x00, 0x89, 0x07, 0x83, 0xe9, 0x01, 0x75, 0xf9, 0xe6, 0x10);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	two.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+	two.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, two.vcpu, 0);
+	CHECK_EQ(start64(&g, two.vcpu, OTHER, STACK - 0x400, false), 0);
+	CHECK_EQ(kioctl(two.vcpu, KVM_SET_MP_STATE, &mp), 0);
+	pthread_create(&two.thread, NULL, run_vcpu, &two);
+	usleep(100000); /* it halts */
+	CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	data = stores(&g, HANDLER, DATA);
+	data += stores(&g, HANDLER, DATA);
+	program = stores(&g, HANDLER, PROGRAM);
+	program += stores(&g, HANDLER, PROGRAM);
+	CHECK(program < 10 * data);
+	two.stop = true;
+	for (unsigned n = 0; n < 50; n++) {
+		pthread_kill(two.thread, SIGUSR1);
+		usleep(1000);
+	}
+	pthread_join(two.thread, NULL);
+	munmap(two.run, g.run_size);
+	kclose(two.vcpu);
+	guest_close(&g);
+}
+
 TEST(second_vcpu_rewrites_serialized)
 {
 	rewrite_by_vcpu(true, 30000);
