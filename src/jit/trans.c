@@ -444,15 +444,21 @@ static void emit_exit(struct trans *c, u8 *at, u64 rip, u32 key, bool poll)
 	new_site(c, rip, key, emit_jmp(e, 0xe9, NULL), true, poll);
 }
 
-/* Jump to the address in R8 through the jump cache. */
-static void emit_jump_cache(struct jit *j, struct emit *e, bool user)
+/* A look at the events: branches to `to` on condition `cc`, 5: there are some. Destroys the host's flags. */
+static u8 *emit_events(struct emit *e, unsigned cc, const u8 *to)
 {
 	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
 	e1(e, 0x83);
 	e1(e, 0xbf);
 	e4(e, (u32)VOFF(events));
 	e1(e, 0);
-	emit_jcc(e, 5, j->leave_lookup);
+	return emit_jcc(e, cc, to);
+}
+
+/* Jump to the address in R8 through the jump cache. */
+static void emit_jump_cache(struct jit *j, struct emit *e, bool user)
+{
+	emit_events(e, 5, j->leave_lookup);
 	emit_mov(e, H_R10, H_R8);
 	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R10)); /* shr r10, 12 */
 	e1(e, PAGE_SHIFT);
@@ -619,17 +625,6 @@ static void emit_ret(struct trans *c, unsigned k)
 	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)(word(c) + (u16)i->imm)));
 	emit_const(e, H_R11, call_of(c, k));
 	e1(e, 0xc3);
-}
-
-/* Events: on to the exit's stub. Destroys the host's flags. */
-static u8 *emit_events(struct emit *e, unsigned cc, const u8 *to)
-{
-	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(events));
-	e1(e, 0);
-	return emit_jcc(e, cc, to);
 }
 
 /* A branch to the block's own beginning, where its look at the vector registers (vec_begin()) need not be repeated:

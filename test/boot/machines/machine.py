@@ -203,14 +203,7 @@ class Machine:
 
     def hmp(self, line, timeout=120):
         """A line for the human monitor."""
-        request = {"execute": "human-monitor-command", "arguments": {"command-line": line}}
-        self.answers.clear()
-        self.control.sendall(json.dumps(request).encode() + b"\n")
-        self.wait("an answer to the monitor's %s" % line, lambda: self.answers, timeout)
-        answer = self.answers.pop(0)
-        if "error" in answer:
-            raise Failed("the monitor's %s: %s" % (line, answer["error"]["desc"]))
-        return answer["return"].replace("\r", "")
+        return self.qmp("human-monitor-command", timeout, command_line=line).replace("\r", "")
 
     def event(self, name, timeout=60):
         self.wait("QMP's event " + name, lambda: [e for e in self.events if e["event"] == name], timeout)
