@@ -128,9 +128,17 @@ static void add_again(struct jit *j, gpa_t gpa)
 
 static void add_foreign(struct jit *j, gpa_t gpa)
 {
-	if (j->n_foreign < ARRAY_SIZE(j->foreign_list))
-		j->foreign_list[j->n_foreign] = gpa;
-	j->n_foreign++;
+	bool known = false;
+
+	/* Once a page: who fills one with data stores there hundreds of times before a sleeper has heard of the first,
+	 * and a list that is full does not say which pages to give up. */
+	for (unsigned n = 0; n < j->n_foreign && n < ARRAY_SIZE(j->foreign_list); n++)
+		known |= j->foreign_list[n] == gpa;
+	if (!known) {
+		if (j->n_foreign < ARRAY_SIZE(j->foreign_list))
+			j->foreign_list[j->n_foreign] = gpa;
+		j->n_foreign++;
+	}
 	atomic_store_explicit(&j->foreign, true, memory_order_release);
 	atomic_fetch_or(&j->v->events, (u32)EV_TLB);
 	if (j->v->ops->wake)
