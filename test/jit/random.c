@@ -75,6 +75,7 @@ static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+
 
 struct side {
 	struct machine m;
+	const struct gen_env *env;
 	u8 *code, *data, *sys, *hlt;
 	u8 sys_clean[SYS_COUNT & PAGE_MASK];
 	struct seg seg[SEG_COUNT], plain[SEG_COUNT]; /* a program's, and before they were changed for it */
@@ -116,6 +117,9 @@ static struct side *side_of(struct vcpu *v)
 
 int __wrap_excp_deliver(struct vcpu *v)
 {
+	/* What the guest would see: every fault but these pushes RF = 1, whether it was set or already dropped. */
+	if (v->excp.kind == EVENT_FAULT && v->excp.vector != EXC_DB && v->excp.vector != EXC_DF)
+		v->rflags |= FLAGS_RF;
 	v->exit.reason = EXIT_SHUTDOWN;
 	side_of(v)->faulted = true;
 	return STEP_EXIT;
@@ -149,6 +153,41 @@ u64 __wrap_tsc_read(const struct vcpu *v)
 	return 0x123456789abcull;
 }
 
+/* Is the instruction at RIP a repeated one? */
+static bool in_repetition(const struct gen_env *env, const struct side *s)
+{
+	const struct vcpu *v = s->m.v;
+	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - env->code;
+
+	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
+		u8 b = s->code[off + k];
+
+		if (b == 0xf2 || b == 0xf3)
+			return true;
+		/* One that another prefix follows is idle. */
+		if (v->mode == MODE_64 && (b & 0xf0) == 0x40)
+			continue;
+		if (b != 0x66 && b != 0x67 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 &&
+		    b != 0x65)
+			break;
+	}
+	return false;
+}
+
+/*
+ * Has an interrupt been seen, as a processor lets it be seen? Both sides have interrupts, at other moments. IRET to an
+ * outer ring takes a null selector's RPL away; and a repetition that has overwritten itself goes on, but is not there
+ * any more after an interrupt.
+ */
+static bool saw_interrupt;
+
+static void see_interrupt(const struct vcpu *v, const struct side *s)
+{
+	for (unsigned k = SEG_ES; k <= SEG_GS; k++)
+		saw_interrupt |= v->cpl && v->seg[k].unusable && v->seg[k].sel && v->seg[k].sel < 4;
+	saw_interrupt |= v->mid_rep && v->mid_rep_rip == v->r[R_RIP] && !in_repetition(s->env, s);
+}
+
 static int irq_take(struct vcpu *v)
 {
 	struct side *s = side_of(v);
@@ -163,6 +202,7 @@ static int irq_take(struct vcpu *v)
 		return -1;
 	s->irq = false;
 	s->n_irqs++;
+	see_interrupt(v, s);
 	if (s->watch && s->n_seen < ARRAY_SIZE(s->seen)) {
 		memcpy(s->seen[s->n_seen].r, v->r, sizeof(v->r));
 		s->seen[s->n_seen].cs_base = v->seg[SEG_CS].base;
@@ -348,6 +388,7 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 	v = s->m.v;
 	v->ops = &ops;
 	v->owner = s;
+	s->env = &u->env;
 	v->tsc_offset = 0;
 	s->code = add_window(&s->m, u->env.code, CODE_SIZE, true);
 	s->data = add_window(&s->m, u->data, u->data_size, true);
@@ -721,27 +762,6 @@ static void bytes(const char *what, const void *a, const void *b, size_t len)
 		}
 }
 
-/* Is the instruction at RIP a repeated one? */
-static bool in_repetition(const struct setup *u, const struct side *s)
-{
-	const struct vcpu *v = s->m.v;
-	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - u->env.code;
-
-	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
-		u8 b = s->code[off + k];
-
-		if (b == 0xf2 || b == 0xf3)
-			return true;
-		/* One that another prefix follows is idle. */
-		if (v->mode == MODE_64 && (b & 0xf0) == 0x40)
-			continue;
-		if (b != 0x66 && b != 0x67 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 &&
-		    b != 0x65)
-			break;
-	}
-	return false;
-}
-
 static u16 visible(const struct seg *s)
 {
 	return s->unusable && s->sel < 4 ? 0 : s->sel;
@@ -752,7 +772,7 @@ static bool same(const struct setup *u, struct side *si, struct side *sj)
 	struct vcpu *a = si->m.v, *b = sj->m.v;
 
 	/* An interrupt in the middle of one comes back with RF set, until it is done; and only one side had it. */
-	u64 mask = in_repetition(u, si) ? FLAGS_RF : 0;
+	u64 mask = in_repetition(&u->env, si) ? FLAGS_RF : 0;
 
 	bad = false;
 	for (unsigned k = 0; k < R_COUNT; k++)
@@ -962,7 +982,7 @@ static bool one(u64 seed, unsigned k)
 	unsigned variant;
 	int rc = SAME;
 
-	saw_tsc = false;
+	saw_tsc = saw_interrupt = false;
 	gen_seed(seed * BATCH + k);
 	mode = (enum mode)mix[gen_rnd(16)];
 	if (only_mode >= 0)
@@ -990,7 +1010,8 @@ static bool one(u64 seed, unsigned k)
 		n.abandoned++;
 	if (rc != DIFFER)
 		return true;
-	if (memcmp(u->interp.sys, u->interp.sys_clean, sizeof(u->interp.sys_clean)) || sees_sys(u) || saw_tsc) {
+	if (memcmp(u->interp.sys, u->interp.sys_clean, sizeof(u->interp.sys_clean)) || sees_sys(u) || saw_tsc ||
+	    saw_interrupt) {
 		n.abandoned++;
 		return true;
 	}
