@@ -49,13 +49,14 @@ struct chip_ops {
 	void (*sint_eoi)(void *owner, unsigned vcpu, u8 vector);
 };
 
-/* Integrated APIC, version 0x14, six LVT entries (SDM vol. 3, 11.4.8). */
+/* Integrated APIC, version 0x14, six LVT entries (SDM vol. 3, 11.4.8); and that it can keep an EOI to itself. */
 #define LAPIC_IS (0x14 | 5u << 16)
+#define LAPIC_DIRECTED_EOI BIT(24)
 
 /* Registers of the local APIC, index = offset / 16 of the page (SDM vol. 3, table 11-1). */
 enum {
 	LAPIC_ID = 0x02,
-	LAPIC_VERSION = 0x03, /* always LAPIC_IS: no client can change it */
+	LAPIC_VERSION = 0x03, /* lapic_version_locked(): no client can change it */
 	LAPIC_TPR = 0x08,
 	LAPIC_PPR = 0x0a,
 	LAPIC_EOI = 0x0b,
@@ -86,6 +87,7 @@ struct lapic {
 	struct chips *chips;
 	unsigned vcpu;
 	bool enabled, x2apic, bsp; /* of APIC_BASE */
+	bool x2_offered;           /* CPUID has x2APIC */
 	u32 reg[LAPIC_REGS];
 	u32 x2id;
 	u64 tsc_deadline;
@@ -200,6 +202,10 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val);
 bool lapic_msr_read(struct lapic *l, u32 msr, u64 *val);
 bool lapic_msr_write(struct lapic *l, u32 msr, u64 val);
 void lapic_set_base(struct lapic *l, u64 base);
+/* What CPUID says: whether there is an x2APIC. */
+void lapic_offer_x2apic(struct lapic *l, bool offered);
+/* The version register follows the chips and CPUID, whatever was loaded into it. */
+void lapic_version_locked(struct lapic *l);
 void lapic_set_stimer(struct lapic *l, u64 when);
 void lapic_set_tpr(struct lapic *l, u32 tpr);
 /* As a write to the EOI register. */

@@ -69,13 +69,27 @@ static void kick(struct lapic *l)
 	l->chips->ops->kick(l->chips->owner, l->vcpu);
 }
 
+/* Whether an EOI can be kept from the IOAPIC: as Linux' KVM, which offers it where the IOAPIC is the client's. */
+void lapic_version_locked(struct lapic *l)
+{
+	l->reg[LAPIC_VERSION] = LAPIC_IS | (l->chips->split && l->x2_offered ? LAPIC_DIRECTED_EOI : 0);
+}
+
+void lapic_offer_x2apic(struct lapic *l, bool offered)
+{
+	pthread_mutex_lock(&l->chips->lock);
+	l->x2_offered = offered;
+	lapic_version_locked(l);
+	pthread_mutex_unlock(&l->chips->lock);
+}
+
 void lapic_reset_locked(struct lapic *l, bool init)
 {
 	u32 id = l->reg[LAPIC_ID];
 
 	memset(l->reg, 0, sizeof(l->reg));
 	l->reg[LAPIC_ID] = init ? id : l->x2apic ? l->x2id : l->x2id << 24;
-	l->reg[LAPIC_VERSION] = LAPIC_IS;
+	lapic_version_locked(l);
 	l->reg[LAPIC_DFR] = ~0u;
 	l->reg[LAPIC_SVR] = 0xff;
 	for (unsigned n = LAPIC_LVT_TIMER; n <= LAPIC_LVT_ERROR; n++)
@@ -477,7 +491,7 @@ bool lapic_write_locked(struct lapic *l, u32 index, u32 val)
 		l->reg[index] = val | 0x0fffffff;
 		return true;
 	case LAPIC_SVR:
-		l->reg[index] = val & (0x3ff | SVR_NO_BROADCAST_EOI);
+		l->reg[index] = val & (0x3ff | (l->reg[LAPIC_VERSION] & LAPIC_DIRECTED_EOI ? SVR_NO_BROADCAST_EOI : 0));
 		if (!(val & SVR_ENABLED))
 			for (unsigned n = LAPIC_LVT_TIMER; n <= LAPIC_LVT_ERROR; n++)
 				l->reg[n] |= LVT_MASKED;

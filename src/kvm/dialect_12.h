@@ -126,6 +126,7 @@ struct vcpu12 {
 	bool check_state; /* registers were set since cpu_check_state() */
 	bool inject;      /* cpu.excp waits for the next run */
 	bool fresh_excp;  /* the same, as the client calls it: pending, with its payload, and not yet injected */
+	bool nmi;         /* an NMI whose delivery the client begins anew: it comes first in the next run */
 	bool triple;      /* a triple fault waits to be told */
 	/* dialect_12_ring.c */
 	struct kvm_dirty_gfn *dirty_ring;
@@ -289,7 +290,7 @@ void regs_out(struct vcpu *v, struct kvm_regs *regs);
 void regs_in(struct kvm_vcpu *kv, const struct kvm_regs *regs);
 void sregs_out(struct vcpu *v, struct kvm_sregs *s);
 /* Could a processor have these control registers? */
-bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s);
+bool sregs_valid(struct vcpu *v, const struct kvm_sregs *s);
 /* -EINVAL when no processor has such a state. */
 int sregs_in(struct kvm_vcpu *kv, const struct kvm_sregs *s);
 void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e);
@@ -324,6 +325,8 @@ void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
 void cpuid12_init(struct kvm_vcpu *kv);
 /* The entry that the client set, NULL: none. */
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
+/* Whether the guest's CPUID has x2APIC. */
+bool cpuid12_x2apic(const struct vcpu12 *x);
 /* May the guest use a feature of leaf 0x40000001? Only a vCPU under KVM_CAP_ENFORCE_PV_FEATURE_CPUID has limits. */
 bool pv_has(const struct vcpu12 *x, unsigned feature);
 

@@ -1025,7 +1025,7 @@ long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
 	}
 	for (u32 n = 0; n < LAPIC_REGS; n++)
 		memcpy(&l->reg[n], s.regs + n * 16, 4);
-	l->reg[LAPIC_VERSION] = LAPIC_IS;
+	lapic_version_locked(l);
 	lapic_changed_locked(l);
 	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
 out:

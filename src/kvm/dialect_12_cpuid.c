@@ -235,6 +235,13 @@ static bool same_table(struct vcpu *v, const struct kvm_cpuid_entry2 *e, unsigne
 	return true;
 }
 
+bool cpuid12_x2apic(const struct vcpu12 *x)
+{
+	const struct kvm_cpuid_entry2 *e = cpuid12_find(x, 1, 0);
+
+	return e && (e->ecx & L1C_X2APIC);
+}
+
 /* The width of physical addresses is the client's table's: 36 bits where it says nothing, as Linux. */
 static void phys_bits(struct kvm_vcpu *kv)
 {
@@ -348,6 +355,8 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg)
 	hv_cpuid_changed(x);
 	phys_bits(kv);
 	limit_guest(kv);
+	if (lapic_of(&kv->cpu))
+		lapic_offer_x2apic(lapic_of(&kv->cpu), cpuid12_x2apic(x));
 	rc = 0;
 out:
 	free(e);

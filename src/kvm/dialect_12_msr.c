@@ -191,7 +191,7 @@ static int apic_base_write(struct vcpu *v, u64 val, bool host)
 
 	if ((val & 0x2ff) || (val & ~v->mmu.phys_mask) || (val & (on | x2)) == x2)
 		return -1;
-	if ((val & x2) && !lapic_of(v))
+	if ((val & x2) && !cpuid12_x2apic(x12_of(v)))
 		return -1;
 	if (!host && (old & (on | x2)) == (on | x2) && (val & (on | x2)) == on)
 		return -1;

@@ -143,7 +143,7 @@ void sregs_out(struct vcpu *v, struct kvm_sregs *s)
 		s->interrupt_bitmap[irq / 64] |= BIT(irq % 64);
 }
 
-bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
+bool sregs_valid(struct vcpu *v, const struct kvm_sregs *s)
 {
 	if ((s->efer & EFER_LME) && (s->cr0 & CR0_PG)) {
 		if (!(s->cr4 & CR4_PAE) || !(s->efer & EFER_LMA))
@@ -163,7 +163,8 @@ bool sregs_valid(const struct vcpu *v, const struct kvm_sregs *s)
 		return false;
 	/* The local APIC: its address inside what the processor can address, x2APIC only when it is on. */
 	if ((s->apic_base & 0x2ff) || (s->apic_base & ~v->mmu.phys_mask) ||
-	    (s->apic_base & (APIC_BASE_ENABLE | BIT(10))) == BIT(10))
+	    (s->apic_base & (APIC_BASE_ENABLE | BIT(10))) == BIT(10) ||
+	    ((s->apic_base & BIT(10)) && !cpuid12_x2apic(x12_of(v))))
 		return false;
 	return true;
 }
@@ -468,6 +469,7 @@ void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e)
 	}
 	if (v->shadow)
 		e->interrupt.shadow = v->shadow == SHADOW_MOVSS ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
+	e->nmi.injected = x->nmi;
 	e->nmi.pending = nmi_collect(v);
 	e->nmi.masked = v->nmi_masked;
 	e->smi.smm = x->smm;
@@ -541,6 +543,7 @@ int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e)
 		if (v->shadow)
 			atomic_fetch_or(&v->events, (u32)EV_SHADOW);
 	}
+	x->nmi = e->nmi.injected;
 	/* Those that were sent until now are among what the client replaces. */
 	nmi_collect(v);
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)

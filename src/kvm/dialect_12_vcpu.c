@@ -229,7 +229,7 @@ void vcpu12_reset(struct kvm_vcpu *kv, bool init)
 		v->nmi_pending = 0;
 		atomic_store(&v->nmi_queued, 0);
 		kv->x12->irq = -1;
-		kv->x12->inject = false;
+		kv->x12->inject = kv->x12->nmi = false;
 		vcpu12_abandon(kv);
 		cpu_set_crs(v, (v->cr0 & (CR0_CD | CR0_NW)) | CR0_ET, 0, 0, 0);
 	} else {
@@ -762,7 +762,15 @@ static long run_inside(struct kvm_vcpu *kv)
 		x->inject = x->fresh_excp = false;
 		if (deliver_injected(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO)
 			return fill_exit(kv);
+	} else if (unlikely(x->nmi)) {
+		v->nmi_pending++;
+		v->exit.reason = EXIT_NONE;
+		if (excp_nmi(v) == STEP_EXIT && v->exit.reason != EXIT_MMIO) {
+			x->nmi = false;
+			return fill_exit(kv);
+		}
 	}
+	x->nmi = false;
 	if (run->request_interrupt_window && !pic_of(v->vm)) {
 		if (irq_open(kv)) {
 			run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;

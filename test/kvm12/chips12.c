@@ -424,6 +424,42 @@ TEST(nmis_that_are_taken_back)
 	guest_close(&g);
 }
 
+/* One whose delivery an exit cut short comes first, whatever is masked, and is not one of those that wait. */
+TEST(nmi_that_is_injected)
+{
+	struct kvm_vcpu_events e, e2;
+	struct guest g;
+
+	CHECK_EQ(chips_open(&g), 0);
+	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
+	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
+	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
+	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	for (unsigned waits = 0; waits < 2; waits++) {
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+		CHECK_EQ(e.nmi.injected, 0);
+		e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING;
+		e.nmi.injected = 1;
+		e.nmi.masked = 1;
+		e.nmi.pending = (uint8_t)waits;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e2), 0);
+		CHECK_EQ(e2.nmi.injected, 1);
+		CHECK_EQ(e2.nmi.masked, 1);
+		CHECK_EQ(e2.nmi.pending, waits);
+		for (unsigned n = 0; n <= waits; n++) {
+			CHECK_EQ(guest_run(&g), 0);
+			CHECK_EQ(g.run->io.port, 0x77);
+			CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e2), 0);
+			CHECK_EQ(e2.nmi.injected, 0);
+			CHECK_EQ(e2.nmi.masked, 1);
+		}
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->io.port, 0x10);
+	}
+	guest_close(&g);
+}
+
 /* Two, when a task handles them: the second comes when it returns. (Linux' kvm_amd sets TF to step over that IRET, and
  * ends with a shutdown.) */
 TEST(nmis_for_a_task)
@@ -558,6 +594,57 @@ static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
 	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = val}};
 
 	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
+}
+
+/* What CPUID says of x2APIC decides whether it can be switched on; and with an IOAPIC of the client's, whether the
+ * local APIC can keep an EOI to itself. */
+TEST(x2apic_as_cpuid_says)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .edx = 1u << 9 | 1u << 5 | 1u << 4}}};
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
+	const uint64_t x2 = 0xfee00d00;
+	struct kvm_lapic_state l;
+	struct kvm_sregs s;
+	uint32_t version, svr;
+
+	for (unsigned k = 0; k < 4; k++) {
+		const bool split = k & 1, has = k & 2;
+		struct guest g = {.size = 0x10000};
+
+		g.kvm = kopen();
+		g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+		if (split)
+			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
+		else
+			CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
+		g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
+		g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
+		g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
+		g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+		c.e[0].ecx = has ? 1u << 21 : 0;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+		/* mov dword [0xfee000f0], 0x11ff; out 0x10, al */
+		CODE(&g, 0x1000, 0xc7, 0x05, 0xf0, 0, 0xe0, 0xfe, 0xff, 0x11, 0, 0, 0xe6, 0x10);
+		CHECK_EQ(guest_start32(&g, 0x1000), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
+		memcpy(&version, l.regs + 0x30, 4);
+		memcpy(&svr, l.regs + 0xf0, 4);
+		CHECK_EQ(version >> 24 & 1, split && has);
+		CHECK_EQ(svr, split && has ? 0x11ff : 0x1ff);
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+		s.apic_base = x2;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), has ? 0 : -1);
+		s.apic_base = 0xfee00900;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+		CHECK_EQ(set_msr(&g, 0x1b, x2), has ? 1 : 0);
+		guest_close(&g);
+	}
 }
 
 static long apic_base(struct guest *g, uint64_t val)
