@@ -126,6 +126,15 @@ static void add_again(struct jit *j, gpa_t gpa)
 	atomic_store_explicit(&j->again, true, memory_order_release);
 }
 
+/* There is something in j's foreign_list: it looks soon, also when it sleeps. */
+static void foreign_waits(struct jit *j)
+{
+	atomic_store_explicit(&j->foreign, true, memory_order_release);
+	atomic_fetch_or(&j->v->events, (u32)EV_TLB);
+	if (j->v->ops->wake)
+		j->v->ops->wake(j->v);
+}
+
 static void add_foreign(struct jit *j, gpa_t gpa)
 {
 	bool known = false;
@@ -139,10 +148,7 @@ static void add_foreign(struct jit *j, gpa_t gpa)
 			j->foreign_list[j->n_foreign] = gpa;
 		j->n_foreign++;
 	}
-	atomic_store_explicit(&j->foreign, true, memory_order_release);
-	atomic_fetch_or(&j->v->events, (u32)EV_TLB);
-	if (j->v->ops->wake)
-		j->v->ops->wake(j->v);
+	foreign_waits(j);
 }
 
 /* The other processors of the VM must not write the page past us. */
@@ -181,8 +187,7 @@ void smc_again(struct jit *j)
 			continue;
 		if (n > ARRAY_SIZE(list)) {
 			o->n_foreign = ARRAY_SIZE(o->foreign_list) + 1;
-			atomic_store_explicit(&o->foreign, true, memory_order_release);
-			atomic_fetch_or(&o->v->events, (u32)EV_TLB);
+			foreign_waits(o);
 		}
 		for (unsigned k = 0; k < n && k < ARRAY_SIZE(list); k++) {
 			u64 *h = holders_of(j, list[k]);
