@@ -36,7 +36,7 @@
 #define HASH_SIZE (1u << 16)
 #define PAGE_HASH (1u << 12)
 #define GUARD_HASH (1u << 14)
-#define JC_SIZE 4096u     /* jump cache entries */
+#define JC_SIZE 16384u    /* jump cache entries */
 #define GUARDS_MAX 65536u /* page guards */
 
 #define CALLS_MAX (1u << 20)
@@ -83,7 +83,8 @@ struct jc_entry {
 	u64 tag; /* RIP ^ jt.key; 0: empty */
 	const u8 *code;
 	const u32 *cell; /* of the page's guard */
-	u64 pad;
+	u32 tb;          /* the block: meta_at() */
+	u32 pad;
 };
 
 /* Plain data in reach of the code's RIP-relative operands. */
@@ -125,17 +126,19 @@ struct tb {
 	u8 *code, *code_nopoll; /* executable addresses */
 	u32 code_len;
 	u32 links; /* first site that jumps here, + 1 */
+	u32 page;  /* its struct jpage: meta_at() */
 	struct tb *next, *page_next;
 };
 
 /* A direct jump that can be linked to the block at `rip`. */
 struct site {
 	u64 rip;
-	u32 key;      /* of the target: the block's own, but for STAC and CLAC */
-	u32 at;       /* displacement: offset in the code memory */
-	u32 unlinked; /* where it jumps before: the same */
-	u32 from;     /* the block it is of: meta_at() */
-	u32 next;     /* of the target's links, + 1 */
+	u32 key;        /* of the target: the block's own, but for STAC and CLAC */
+	u32 at;         /* displacement: offset in the code memory */
+	u32 unlinked;   /* where it jumps before: the same */
+	u32 from;       /* the block it is of: meta_at() */
+	u32 to;         /* while linked: the target, meta_at() */
+	u32 prev, next; /* of the target's links, + 1 */
 	bool poll, linked;
 	bool cross; /* goes to another page: behind a guard */
 };

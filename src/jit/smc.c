@@ -361,6 +361,7 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 		b = after_range(tb, n, b);
 	}
 	p->granules |= g;
+	tb->page = meta_at(j, p);
 	tb->page_next = p->tbs;
 	p->tbs = tb;
 }

@@ -61,6 +61,7 @@ void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page)
 	jc->tag = tb->rip ^ v->jt.key;
 	jc->code = tb->code_nopoll;
 	jc->cell = cell;
+	jc->tb = meta_at(j, tb);
 }
 
 /*
@@ -112,6 +113,17 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 	return STEP_OK;
 }
 
+/* Takes a linked site out of its target's list. */
+static void leave_list(struct jit *j, struct site *s)
+{
+	if (s->prev)
+		j->sites[s->prev - 1].next = s->next;
+	else
+		((struct tb *)meta_ptr(j, s->to))->links = s->next;
+	if (s->next)
+		j->sites[s->next - 1].prev = s->prev;
+}
+
 void tb_link(struct jit *j, u32 n, struct tb *to)
 {
 	struct site *s = &j->sites[n];
@@ -133,12 +145,17 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 		return;
 	}
 	patch_rel(at, j->e.delta, s->poll ? to->code : to->code_nopoll);
-	/* A guarded site may move to another block of the same address: it then stands in both lists, which is
-	 * harmless. */
-	if (s->linked)
+	/* A guarded site may move to another block of the same address. */
+	if (s->linked && s->to == meta_at(j, to))
 		return;
+	if (s->linked)
+		leave_list(j, s);
 	s->linked = true;
+	s->to = meta_at(j, to);
+	s->prev = 0;
 	s->next = to->links;
+	if (s->next)
+		j->sites[s->next - 1].prev = n + 1;
 	to->links = n + 1;
 	j->n.links++;
 }

@@ -467,6 +467,37 @@ static bool is_devkvm(void)
 #endif
 }
 
+/* One call leads to two functions at the same address, one after the other, and then the second one changes: all in one
+ * run and without an interrupt, so only the changing store can tell. */
+TEST(remapped_function_changes)
+{
+	const unsigned table = 0x10000, one = 0x200000, two = 0x201000;
+	struct guest g;
+
+	CHECK_EQ(open64(&g, false), 0);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	put64(&g, PML4 + 0x2000 + 2 * 8, table | 3);
+	put64(&g, table, one | 3);
+	CODE(&g, one, 0xb0, 0x11, 0xc3); /* mov al, 0x11; ret */
+	CODE(&g, two, 0xb0, 0x22, 0xc3);
+	CODE(&g, LOOP, 0x31, 0xdb, 0xeb, 0x00,                                       /* xor ebx, ebx; jmp l */
+	     0xe8, 0xf7, 0xef, 0x3f, 0x00,                                           /* l: call 0x400000 */
+	     0x88, 0x83, 0x00, 0x60, 0x00, 0x00,                                     /* mov [rbx + SEEN], al */
+	     0xff, 0xc3,                                                             /* inc ebx */
+	     0x83, 0xfb, 0x01, 0x75, 0x16,                                           /* cmp ebx, 1; jne m */
+	     0x48, 0xc7, 0x04, 0x25, 0x00, 0x00, 0x01, 0x00, 0x03, 0x10, 0x20, 0x00, /* mov qword [table], two | 3 */
+	     0x0f, 0x01, 0x3c, 0x25, 0x00, 0x00, 0x40, 0x00,                         /* invlpg [0x400000] */
+	     0xeb, 0xd8,                                                             /* jmp l */
+	     0x83, 0xfb, 0x03, 0x74, 0x0a,                                           /* m: cmp ebx, 3; je n */
+	     0xc6, 0x04, 0x25, 0x01, 0x10, 0x20, 0x00, 0x33,                         /* mov byte [two + 1], 0x33 */
+	     0xeb, 0xc9,                                                             /* jmp l */
+	     0xf4);                                                                  /* n: hlt */
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_HLT);
+	CHECK_EQ(*word(&g, SEEN) & 0xffffff, 0x332211);
+	guest_close(&g);
+}
+
 TEST(more_code_than_the_code_memory_holds)
 {
 	const char *engine = getenv("DEVKVM_ENGINE");
