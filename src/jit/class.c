@@ -282,6 +282,24 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		n->fmod = true;
 		n->fw = i->mnemonic == ZYDIS_MNEMONIC_POPCNT ? F_ALL : 0;
 		return;
+	case ZYDIS_MNEMONIC_MOVBE:
+		n->cls = K_MODRM;
+		n->size = n->rm_size = i->osize;
+		n->rm_w = n->reg_r = i->op[0].kind == OPK_MEM;
+		n->rm_r = n->reg_w = !n->rm_w;
+		return;
+	case ZYDIS_MNEMONIC_CRC32:
+		reg_rm(n, i->op[0].size, i->op[1].size, true);
+		return;
+	case ZYDIS_MNEMONIC_ADCX:
+	case ZYDIS_MNEMONIC_ADOX: {
+		const u8 flag = i->mnemonic == ZYDIS_MNEMONIC_ADCX ? F_CF : F_OF;
+
+		reg_rm(n, i->op[0].size, i->op[0].size, true);
+		n->fmod = true;
+		n->fr = n->fw = flag;
+		return;
+	}
 	case ZYDIS_MNEMONIC_BT:
 		bit_test(i, key, n, false);
 		return;

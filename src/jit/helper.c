@@ -586,16 +586,24 @@ void jit_emit_stubs(struct jit *j)
 
 /* ---- the dispatcher --------------------------------------------------------------------------------------------- */
 
-#define CODE_HALF_LEAST ((size_t)4 << 20)
+#define CODE_LEAST ((size_t)8 << 20)
 
-/* What this vCPU may use of each half of its code memory: the VM's vCPUs share what is set, but have 8 MiB each: what
- * a busy kernel runs must fit, or each translation is for a single use. */
-static size_t code_half(const struct jit *j)
+/* Where what is out of line begins: compiled code has two bytes in line to one of these. */
+static size_t cold_offset(const struct jit *j)
 {
-	size_t half = j->mem.size / 2, share = half / (atomic_load_explicit(&j->others, memory_order_relaxed) + 1);
-	size_t least = half < CODE_HALF_LEAST ? half : CODE_HALF_LEAST;
+	return (j->mem.size / 3 * 2) & PAGE_MASK;
+}
 
-	return share > least ? share : least;
+/* Is there room for another block? The VM's vCPUs share what is set, but have 8 MiB each: what a busy kernel runs must
+ * fit, or each translation is for a single use. */
+static bool code_full(const struct jit *j)
+{
+	size_t hot = (size_t)(j->e.p - j->mem.rw) + EMIT_ROOM, cold = (size_t)(j->cold.p - j->cold_start) + EMIT_ROOM;
+	size_t share = j->mem.size / (atomic_load_explicit(&j->others, memory_order_relaxed) + 1);
+	size_t least = j->mem.size < CODE_LEAST ? j->mem.size : CODE_LEAST;
+
+	return hot > cold_offset(j) || cold > j->mem.size - cold_offset(j) ||
+	       hot + cold > (share > least ? share : least);
 }
 
 /* The caches that skip the dispatcher are only good under the state they were filled under (invariant 3). */
@@ -620,8 +628,7 @@ static void check_world(struct vcpu *v, struct jit *j)
 		j->flushes = v->mmu.flushes;
 		tb_new_gen(j);
 	}
-	if (unlikely(j->need_flush || j->e.p + EMIT_ROOM > j->mem.rw + code_half(j) ||
-	             j->cold.p + EMIT_ROOM > j->cold_start + code_half(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
+	if (unlikely(j->need_flush || code_full(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
 	             j->n_sites + TB_INSNS * 4 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
 	             j->meta_used + 65536 > META_SIZE))
 		tb_flush(j);
@@ -786,12 +793,12 @@ void jit_create(struct vcpu *v)
 	jit_emit_stubs(j);
 	j->code_start = j->e.p;
 	j->cold = j->e;
-	j->cold_start = j->mem.rw + j->mem.size / 2;
+	j->cold_start = j->mem.rw + cold_offset(j);
 	j->need_flush = true;
-	ahead_init(&j->hot_rw, j->mem.rw, j->mem.size / 2, true);
-	ahead_init(&j->hot_rx, j->mem.rx, j->mem.size / 2, false);
-	ahead_init(&j->cold_rw, j->cold_start, j->mem.size / 2, true);
-	ahead_init(&j->cold_rx, j->cold_start + j->e.delta, j->mem.size / 2, false);
+	ahead_init(&j->hot_rw, j->mem.rw, cold_offset(j), true);
+	ahead_init(&j->hot_rx, j->mem.rx, cold_offset(j), false);
+	ahead_init(&j->cold_rw, j->cold_start, j->mem.size - cold_offset(j), true);
+	ahead_init(&j->cold_rx, j->cold_start + j->e.delta, j->mem.size - cold_offset(j), false);
 	ahead_init(&j->meta_ahead, j->meta, META_SIZE, true);
 	ahead_init(&j->calls_ahead, (u8 *)j->calls, CALLS_MAX * sizeof(*j->calls), true);
 	ahead_init(&j->sites_ahead, (u8 *)j->sites, SITES_MAX * sizeof(*j->sites), true);

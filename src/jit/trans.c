@@ -177,8 +177,12 @@ static unsigned enc_flags(const struct insn *i, const struct nat *n)
 	if (i->flags & INSN_LOCK)
 		f |= ENC_LOCK;
 	if (i->mnemonic == ZYDIS_MNEMONIC_POPCNT || i->mnemonic == ZYDIS_MNEMONIC_TZCNT ||
-	    i->mnemonic == ZYDIS_MNEMONIC_LZCNT)
+	    i->mnemonic == ZYDIS_MNEMONIC_LZCNT || i->mnemonic == ZYDIS_MNEMONIC_ADOX)
 		f |= ENC_F3;
+	if (i->mnemonic == ZYDIS_MNEMONIC_ADCX)
+		f |= ENC_66;
+	if (i->mnemonic == ZYDIS_MNEMONIC_CRC32)
+		f |= n->rm_size == 2 ? ENC_F2 | ENC_66 : ENC_F2;
 	return f;
 }
 

@@ -284,7 +284,12 @@ static void gen_misc(void)
 		e1(&e, (u8)rnd(256));
 		break;
 	case 7:
-		enc(rnd(2) ? ENC_F3 : 0, 1, (u8)(0xbc | rnd(2)), any_reg(), any_rm());
+		if (rnd(2))
+			enc(rnd(2) ? ENC_F3 : 0, 1, (u8)(0xbc | rnd(2)), any_reg(), any_rm());
+		else if (rnd(2)) /* adcx adox */
+			enc((rnd(2) ? ENC_66 : ENC_F3) | (wide() & ENC_W), 2, 0xf6, any_reg(), any_rm());
+		else /* movbe; crc32 */
+			enc(wide() | (rnd(2) ? ENC_F2 : 0), 2, (u8)(0xf0 | rnd(2)), any_reg(), any_rm());
 		break;
 	case 8:
 		op = 0x86;
