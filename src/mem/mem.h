@@ -111,7 +111,7 @@ struct mmio_frag {
 /* Which entries of an array are in use. */
 struct tlb_bits {
 	u64 word[TLB_SIZE / 64];
-	u16 sum; /* words that are not 0 */
+	u64 sum; /* words that are not 0 */
 };
 
 /* Entries of an address space that is not the current one: tlb.c. */

@@ -33,10 +33,10 @@ void mmu_init(struct mmu *m, struct vm_mem *vm, const struct mmu_ops *ops)
 }
 
 /* The next set bit of `words` (taken out of *sum and the words), or -1. Only *sum's words are looked at. */
-static int next_bit(u64 *words, u16 *sum)
+static int next_bit(u64 *words, u64 *sum)
 {
 	while (*sum) {
-		unsigned w = (unsigned)__builtin_ctz(*sum);
+		unsigned w = (unsigned)__builtin_ctzll(*sum);
 
 		if (words[w]) {
 			unsigned b = (unsigned)__builtin_ctzll(words[w]);
@@ -44,7 +44,7 @@ static int next_bit(u64 *words, u16 *sum)
 			words[w] &= words[w] - 1;
 			return (int)(w * 64 + b);
 		}
-		*sum &= (u16)(*sum - 1);
+		*sum &= *sum - 1;
 	}
 	return -1;
 }
@@ -66,7 +66,7 @@ static void flush_array(struct mmu *m, unsigned ctx, unsigned kind)
 static void set_bit(struct tlb_bits *bits, unsigned n)
 {
 	bits->word[n / 64] |= BIT(n % 64);
-	bits->sum |= (u16)(1u << (n / 64));
+	bits->sum |= BIT(n / 64);
 }
 
 /* ---- address spaces that are not in use ------------------------------------------------------------------------- */
@@ -225,8 +225,8 @@ static void each_entry(struct mmu *m, unsigned ctx, unsigned kind,
 	const struct tlb_bits *both[] = {&m->local[ctx][kind], &m->global[ctx][kind]};
 
 	for (unsigned k = 0; k < ARRAY_SIZE(both); k++)
-		for (unsigned sum = both[k]->sum; sum; sum &= sum - 1) {
-			unsigned w = (unsigned)__builtin_ctz(sum);
+		for (u64 sum = both[k]->sum; sum; sum &= sum - 1) {
+			unsigned w = (unsigned)__builtin_ctzll(sum);
 
 			for (u64 bits = both[k]->word[w]; bits; bits &= bits - 1) {
 				unsigned n = w * 64 + (unsigned)__builtin_ctzll(bits);

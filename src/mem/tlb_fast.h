@@ -15,7 +15,7 @@
 
 #include "../base/types.h"
 
-#define TLB_BITS 10
+#define TLB_BITS 12
 #define TLB_SIZE (1u << TLB_BITS)
 
 /* Who asks: a set of TLB arrays each. */
