@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "../base/usercopy.h"
 #include "jit_impl.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects: the list, foreign_list[] of every translator */
@@ -465,21 +466,28 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 /* Stores of others after which a page is given up though they left some of its blocks alone. */
 #define FOREIGN_MOST 4
 
+static void kill_blocks(struct jit *j, struct jpage *p)
+{
+	while (p->tbs) {
+		tb_kill(j, p->tbs);
+		p->tbs = p->tbs->page_next;
+	}
+	recount(p);
+}
+
 /* Another vCPU wrote to the page, or is about to. */
 static void foreign_page(struct jit *j, gpa_t gpa)
 {
 	const u8 *hva = gpa_to_hva(j->v->mmu.vm, gpa);
 	struct jpage *p = hva ? page_find(j, hva) : NULL;
 
-	if (p && p->tbs && !same_granules(p, p->granules))
+	/* Nobody wants to run there now, and the client may have taken the memory away. */
+	if (p && p->tbs && !user_reachable(hva, false))
+		kill_blocks(j, p);
+	else if (p && p->tbs && !same_granules(p, p->granules))
 		validate_blocks(j, p);
-	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST) {
-		while (p->tbs) {
-			tb_kill(j, p->tbs);
-			p->tbs = p->tbs->page_next;
-		}
-		recount(p);
-	}
+	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST)
+		kill_blocks(j, p);
 	if (p) {
 		p->epoch = ~0ull;
 		if (p->tbs)

@@ -424,6 +424,43 @@ TEST(code_becomes_data)
 	guest_close(&g);
 }
 
+/* A page that one vCPU ran code in and another wrote; then the client takes the memory away. Nobody asks for it. */
+TEST(written_code_is_taken_away)
+{
+	struct kvm_mp_state mp = {KVM_MP_STATE_RUNNABLE};
+	struct runner two = {0};
+	struct guest g;
+
+	CHECK_EQ(open64(&g, true), 0);
+	CODE(&g, PROGRAM, 0xb8, 1, 0, 0, 0, 0xc3);                /* mov eax, 1; ret */
+	CODE(&g, LOOP, 0xe8, 0xfb, 0xef, 0x01, 0x00, 0xe6, 0x10); /* call PROGRAM; out 0x10, al */
+	CODE(&g, HANDLER, 0x89, 0x07, 0xe6, 0x10);                /* mov [rdi], eax; out 0x10, al */
+	CODE(&g, OTHER, 0xe6, 0x11);                              /* out 0x11, al */
+	two.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+	two.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, two.vcpu, 0);
+	CHECK_EQ(kioctl(two.vcpu, KVM_SET_MP_STATE, &mp), 0);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(start64(&g, two.vcpu, HANDLER, STACK - 0x400, false), 0);
+	{
+		struct kvm_regs r;
+
+		CHECK_EQ(kioctl(two.vcpu, KVM_GET_REGS, &r), 0);
+		r.rdi = PROGRAM;
+		CHECK_EQ(kioctl(two.vcpu, KVM_SET_REGS, &r), 0);
+	}
+	CHECK_EQ(kioctl(two.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(two.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(munmap(g.ram + PROGRAM, 0x1000), 0);
+	CHECK_EQ(start64(&g, g.vcpu, OTHER, STACK, false), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	munmap(two.run, g.run_size);
+	kclose(two.vcpu);
+	guest_close(&g);
+}
+
 TEST(second_vcpu_rewrites_serialized)
 {
 	rewrite_by_vcpu(true, 30000);
