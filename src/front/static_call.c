@@ -379,8 +379,8 @@ static long call_execve(struct sthread *t, struct kframe *f, int dirfd, u64 path
 	exec_loader_argv(args + ROOT_EXEC_ARGS - 1, program, (char **)(void *)from);
 	{
 		struct root_exec x;
-		u64 call[7] = {SYS_execve, (u64)(uintptr_t)exec_loader(),
-		               (u64)(uintptr_t)(args + ROOT_EXEC_ARGS - 1), envp};
+		u64 call[7] = {SYS_execve, (u64)(uintptr_t)exec_loader(), (u64)(uintptr_t)(args + ROOT_EXEC_ARGS - 1),
+		               envp};
 		long rc;
 
 		if (left) {

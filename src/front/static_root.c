@@ -149,9 +149,9 @@ const char *static_root_exec(const struct sthread *t, struct root_exec *x, char 
 		n += (size_t)snprintf(x->files + n, sizeof(x->files) - n, "%d,", f->fd[k]);
 	snprintf(x->linker, sizeof(x->linker), "/proc/self/fd/%d", f->fd[LINKER]);
 	snprintf(x->loader, sizeof(x->loader), "/proc/self/fd/%d", f->fd[LOADER]);
-	*out++ = (char *)(uintptr_t)"devkvm-load";
-	*out++ = (char *)(uintptr_t)"--inhibit-cache";
-	*out++ = (char *)(uintptr_t)"--preload";
+	*out++ = (char *)(uintptr_t) "devkvm-load";
+	*out++ = (char *)(uintptr_t) "--inhibit-cache";
+	*out++ = (char *)(uintptr_t) "--preload";
 	*out++ = x->libraries;
 	*out++ = x->loader;
 	*out = x->files;
