@@ -149,8 +149,6 @@ void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep)
 		s = stash_oldest(m);
 	if (s == next)
 		next = NULL;
-	if (!m->pge)
-		m->flushes++;
 	stash_save(m, s, from);
 	if (next && keep) {
 		m->flushes_local = next->serial;
@@ -186,7 +184,7 @@ void tlb_flush(struct mmu *m)
 
 void tlb_flush_local(struct mmu *m)
 {
-	if (!m->pge) {
+	if (!m->pge && !m->pcide) {
 		tlb_flush(m);
 		return;
 	}
@@ -289,7 +287,7 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 
 	if (large || seen(m->exec_seen, gva >> PAGE_SHIFT)) {
 		/* Without global pages whoever keeps translations takes supervisor code for that of all spaces. */
-		if (m->pge && m->paging == PAGING_64 && !(gva >> 63))
+		if (m->pge ? m->paging == PAGING_64 && !(gva >> 63) : m->pcide)
 			new_serials(m);
 		else
 			m->flushes++;
