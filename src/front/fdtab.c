@@ -409,6 +409,17 @@ bool front_memory_begin(u64 address, u64 size)
 	return any;
 }
 
+bool front_remap_begin(u64 old, u64 length, bool fixed, u64 to, u64 size)
+{
+	u64 from = old, end = old + length;
+
+	if (fixed) {
+		from = to < from ? to : from;
+		end = to + size > end ? to + size : end;
+	}
+	return front_memory_begin(from, end - from);
+}
+
 void front_memory_end(void)
 {
 	int err = errno;

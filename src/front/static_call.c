@@ -439,6 +439,16 @@ static long pass_change(struct sthread *t, struct kframe *f, u64 address, u64 si
 	return rc;
 }
 
+static long call_mremap(struct sthread *t, struct kframe *f)
+{
+	bool used = front_remap_begin(f->regs.di, f->regs.si, f->regs.r10 & MREMAP_FIXED, f->regs.r8, f->regs.dx);
+	long rc = pass(t, f);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
 static long call_mmap(struct sthread *t, struct kframe *f)
 {
 	void *p;
@@ -619,8 +629,9 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return call_mmap(t, f);
 	case SYS_munmap:
 	case SYS_mprotect:
-	case SYS_mremap:
 		return pass_change(t, f, r->di, r->si);
+	case SYS_mremap:
+		return call_mremap(t, f);
 	case SYS_brk:
 		return call_brk(r->di);
 	case SYS_rt_sigprocmask:

@@ -500,6 +500,29 @@ static void foreign_page(struct jit *j, gpa_t gpa)
 	pthread_mutex_unlock(&lock);
 }
 
+void jit_memory_changed(struct vcpu *v, const u8 *hva, u64 size)
+{
+	u64 from = (u64)(uintptr_t)hva & PAGE_MASK,
+	    pages = ((u64)(uintptr_t)hva + size - from + PAGE_SIZE - 1) >> PAGE_SHIFT;
+	struct jit *j = v->jit;
+	bool any = false;
+
+	if (!j)
+		return;
+	/* Each page, or each that we know. */
+	for (unsigned h = 0; h < PAGE_HASH && h < pages; h++) {
+		unsigned at = pages < PAGE_HASH ? hash_page((const u8 *)(uintptr_t)from + ((u64)h << PAGE_SHIFT)) : h;
+
+		for (struct jpage *p = j->pages[at]; p; p = p->next)
+			if ((u64)(uintptr_t)p->hva - from < pages << PAGE_SHIFT) {
+				p->epoch = ~0ull;
+				any = true;
+			}
+	}
+	if (any)
+		v->mmu.flushes++;
+}
+
 /* Other vCPUs wrote to pages of code: compare. */
 void smc_foreign(struct jit *j)
 {

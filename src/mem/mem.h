@@ -235,6 +235,8 @@ static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx 
 
 	return m->global[ctx][TLB_EXEC].word[n / 64] >> (n % 64) & 1;
 }
+/* Entries that lead to memory of the client, of which it changes the mapping; in all address spaces. */
+void tlb_drop_memory(struct mmu *m, const u8 *hva, u64 size);
 void tlb_flush_writes(struct mmu *m); /* write entries only: dirty log, code pages */
 /* Sets mmu->watch and flushes what must not match any more. `len` 0: none; else `access` is MEM_EXEC, or others. */
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);

@@ -327,6 +327,42 @@ void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page)
 	stash_void_writes(m);
 }
 
+void tlb_drop_memory(struct mmu *m, const u8 *hva, u64 size)
+{
+	u64 from = (u64)(uintptr_t)hva & PAGE_MASK, end = (u64)(uintptr_t)hva + size;
+	bool code = false;
+
+	for (unsigned c = 0; c < TLB_CTXS; c++)
+		for (unsigned k = 0; k < TLB_KINDS; k++) {
+			struct tlb_bits *both[] = {&m->local[c][k], &m->global[c][k]};
+
+			for (unsigned w = 0; w < TLB_SIZE / 64; w++)
+				for (u64 bits = both[0]->word[w] | both[1]->word[w]; bits; bits &= bits - 1) {
+					unsigned n = w * 64 + (unsigned)__builtin_ctzll(bits);
+					struct tlb_entry *e = &m->tlb[c][k].e[n];
+
+					if (e->tag == tlb_empty(n) || e->tag + e->add - from >= end - from)
+						continue;
+					e->tag = tlb_empty(n);
+					code |= k == TLB_EXEC;
+				}
+		}
+	for (unsigned n = 0; n < TLB_STASHES; n++) {
+		struct tlb_stash *s = &m->stash[n];
+
+		for (u32 k = 0; s->used && k < s->n;) {
+			if (s->e[k].e.tag + s->e[k].e.add - from >= end - from) {
+				k++;
+				continue;
+			}
+			code |= s->e[k].kind == TLB_EXEC;
+			s->e[k] = s->e[--s->n];
+		}
+	}
+	if (code)
+		m->flushes++;
+}
+
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access)
 {
 	if (m->watch[n].len == len && (!len || (m->watch[n].gva == gva && m->watch[n].access == access)))
