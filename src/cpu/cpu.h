@@ -405,6 +405,9 @@ bool cpuid_is_amd(void); /* vendor rules (SYSENTER in long mode, ...) follow the
 u64 cpuid_cr4_mask(void);
 u64 cpuid_efer_mask(void);
 u64 cpuid_xcr0_mask(void);
+/* XCR0 as somebody wants it who asked an instruction of the host (XGETBV, CPUID), where no ioctl of ours answers: the
+ * bits of AVX-512 are left off where the host has them. No guest has, so nobody can use that state. */
+u64 cpuid_xcr0_wanted(u64 val);
 
 /* ---- fpu.c ----------------------------------------------------------------------------------------------------------
  */

@@ -274,6 +274,16 @@ u64 cpuid_xcr0_mask(void)
 	return model.xcr0;
 }
 
+u64 cpuid_xcr0_wanted(u64 val)
+{
+	const u64 avx512 = XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM;
+
+	if ((val & avx512) == avx512 && (val & XCR0_AVX) && !(cpuid_xcr0_mask() & avx512) &&
+	    __builtin_cpu_supports("avx512f"))
+		return val & ~avx512;
+	return val;
+}
+
 /* ISA sets behind a feature bit. Word: 0 1.ECX, 1 1.EDX, 2 7.EBX, 3 7.ECX, 4 0x80000001.ECX, 5 0x80000001.EDX,
  * 6 0xd(1).EAX. */
 static const struct {

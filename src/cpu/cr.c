@@ -159,6 +159,7 @@ int cr_write(struct vcpu *v, unsigned n, u64 val)
 /* SDM vol. 1, 13.3. */
 int xcr_write(struct vcpu *v, u32 n, u64 val)
 {
+	val = cpuid_xcr0_wanted(val);
 	if (n != 0 || (val & ~cpuid_xcr0_mask()) || !(val & XCR0_X87) || ((val & XCR0_AVX) && !(val & XCR0_SSE)))
 		return gp0(v);
 	v->fpu.xcr0 = val;

@@ -127,12 +127,17 @@ const char *exec_loader(void)
 	return path[0] ? path : NULL;
 }
 
+bool exec_file_is_static(int dirfd, const char *path)
+{
+	/* Not a byte of the path is read here: it may be a bad pointer. */
+	return path && is_static(dirfd, path, 0);
+}
+
 bool exec_is_static(int dirfd, const char *path)
 {
 	const char *loader;
 
-	/* Not a byte of the path is read here: it may be a bad pointer. */
-	if (!path || !is_static(dirfd, path, 0))
+	if (!exec_file_is_static(dirfd, path))
 		return false;
 	loader = exec_loader();
 	if (loader && syscall(SYS_access, loader, X_OK) == 0)

@@ -11,6 +11,8 @@
  * start it? Says so on stderr when only the loader is missing. errno is kept. Allocates nothing: it may be called in a
  * vfork()ed child. */
 bool exec_is_static(int dirfd, const char *path);
+/* The first half of the question. */
+bool exec_file_is_static(int dirfd, const char *path);
 /* Where devkvm-load lies; NULL: nobody knows. */
 const char *exec_loader(void);
 /* Its arguments for the program `path` with `argv`: `out` has room for exec_argc(argv) + EXEC_MORE pointers. */

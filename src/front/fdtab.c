@@ -104,6 +104,14 @@ static void init_once(void)
 	signal_adopt();
 }
 
+/* Before the first entry. */
+static void init(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, init_once);
+}
+
 static struct entry **ino_list(ino_t ino)
 {
 	return &by_ino[ino % ARRAY_SIZE(by_ino)];
@@ -226,11 +234,10 @@ static int add(int fd, struct kvm_file *file, bool foreign)
 
 int front_open(bool cloexec)
 {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct kvm_file *file;
 	int fd, rc;
 
-	pthread_once(&once, init_once);
+	init();
 	front_reap();
 	rc = kvm_file_open(cloexec, &fd, &file);
 	if (rc < 0)
@@ -259,6 +266,7 @@ static struct entry *get_foreign(int fd)
 	file = kvm_file_foreign(link);
 	if (!file)
 		return NULL;
+	init();
 	if (add(fd, file, true) < 0) {
 		free(file);
 		return NULL;
@@ -399,6 +407,17 @@ bool front_memory_begin(u64 address, u64 size)
 	if (!any)
 		pthread_mutex_unlock(&lock);
 	return any;
+}
+
+bool front_remap_begin(u64 old, u64 length, bool fixed, u64 to, u64 size)
+{
+	u64 from = old, end = old + length;
+
+	if (fixed) {
+		from = to < from ? to : from;
+		end = to + size > end ? to + size : end;
+	}
+	return front_memory_begin(from, end - from);
 }
 
 void front_memory_end(void)

@@ -33,6 +33,8 @@ void front_forget(unsigned from, unsigned to);
 /* Around a call that takes the client's memory [address, address + size) away, or replaces it: guests that use it are
  * stopped meanwhile. False: nobody does, and there is no end to call. */
 bool front_memory_begin(u64 address, u64 size);
+/* The same of mremap(), which with MREMAP_FIXED (`fixed`) also replaces what is at [to, to + size). */
+bool front_remap_begin(u64 old, u64 length, bool fixed, u64 to, u64 size);
 void front_memory_end(void);
 /* Frees the VMs that no descriptor of this process refers to any more. */
 void front_reap(void);

@@ -279,15 +279,17 @@ EXPORT int mprotect(void *addr, size_t length, int prot)
 
 EXPORT void *mremap(void *old, size_t length, size_t size, int flags, ...)
 {
-	bool used = !CALLED_BY_US && front_memory_begin((u64)(uintptr_t)old, length);
 	void *to = NULL, *rc;
 	va_list ap;
+	bool used;
 
 	if (flags & MREMAP_FIXED) {
 		va_start(ap, flags);
 		to = va_arg(ap, void *);
 		va_end(ap);
 	}
+	used = !CALLED_BY_US &&
+	       front_remap_begin((u64)(uintptr_t)old, length, flags & MREMAP_FIXED, (u64)(uintptr_t)to, size);
 	rc = (void *)syscall(SYS_mremap, old, length, size, flags, to);
 	if (used)
 		front_memory_end();

@@ -209,6 +209,14 @@ static bool names_exe(const char *path)
 	return end > path + 6 && strcmp(end, "/exe") == 0 && pid == getpid();
 }
 
+static const char *exe_path(const struct sthread *t, char fd_path[ROOT_PATH])
+{
+	if (!static_root_left(t))
+		return exe;
+	static_root_exe(t, fd_path);
+	return fd_path;
+}
+
 enum special { PATH_PLAIN, PATH_KVM, PATH_EXE };
 
 static enum special special_path(int dirfd, u64 user)
@@ -225,11 +233,13 @@ static enum special special_path(int dirfd, u64 user)
 /* The call, whose argument n is a path from dirfd: about /dev/kvm (true), or passed on with the right path. */
 static bool is_kvm_path(struct sthread *t, struct kframe *f, int dirfd, unsigned n, u64 path, long *rc)
 {
+	char fd_path[ROOT_PATH];
+
 	switch (special_path(dirfd, path)) {
 	case PATH_KVM:
 		return true;
 	case PATH_EXE:
-		*rc = pass_with(t, f, n, (u64)(uintptr_t)exe);
+		*rc = pass_with(t, f, n, (u64)(uintptr_t)exe_path(t, fd_path));
 		return false;
 	default:
 		*rc = pass(t, f);
@@ -330,22 +340,23 @@ static long call_about(struct sthread *t, struct kframe *f, int dirfd, unsigned 
 static long call_execve(struct sthread *t, struct kframe *f, int dirfd, u64 path, u64 argv, u64 envp, u64 flags,
                         unsigned path_n)
 {
-	char name[PATH_MAX], at[PATH_MAX + 64];
-	const char *program = name;
-	size_t n = 0;
+	char name[PATH_MAX], at[PATH_MAX + 64], fd_path[ROOT_PATH];
+	const char *program = name, *own = NULL;
+	bool left = static_root_left(t);
+	size_t n = 0, size;
 	char **args;
 	u64 *from;
 
 	if (static_copy_path(name, path) < 0)
 		return pass(t, f);
 	if (names_exe(name))
-		program = exe;
+		program = own = exe_path(t, fd_path);
 	else if (!*name && (flags & AT_EMPTY_PATH))
 		program = at, snprintf(at, sizeof(at), "/proc/self/fd/%d", dirfd);
 	else if (dirfd != AT_FDCWD && *name != '/')
 		program = at, snprintf(at, sizeof(at), "/proc/self/fd/%d/%s", dirfd, name);
-	if (!exec_is_static(AT_FDCWD, program))
-		return program == exe ? pass_with(t, f, path_n, (u64)(uintptr_t)exe) : pass(t, f);
+	if (left ? !exec_file_is_static(AT_FDCWD, program) : !exec_is_static(AT_FDCWD, program))
+		return own ? pass_with(t, f, path_n, (u64)(uintptr_t)own) : pass(t, f);
 	/* The file is opened by devkvm-load: a descriptor that closes before is passed on under another number. */
 	if (!*name) {
 		int copy = fcntl(dirfd, F_DUPFD, 3);
@@ -358,18 +369,28 @@ static long call_execve(struct sthread *t, struct kframe *f, int dirfd, u64 path
 		if (user_read(&arg, (void *)(uintptr_t)(argv + n * 8), 8) < 0)
 			return -EFAULT;
 	n -= n > 0;
-	from = mmap(NULL, (2 * n + EXEC_MORE + 4) * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size = (2 * n + EXEC_MORE + ROOT_EXEC_ARGS + 4) * 8;
+	from = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (from == MAP_FAILED)
 		return -ENOMEM;
 	if (n && user_read(from, (void *)(uintptr_t)argv, n * 8) < 0)
 		n = 0;
 	args = (char **)(void *)(from + n + 1);
-	exec_loader_argv(args, program, (char **)(void *)from);
+	exec_loader_argv(args + ROOT_EXEC_ARGS - 1, program, (char **)(void *)from);
 	{
-		const u64 call[7] = {SYS_execve, (u64)(uintptr_t)exec_loader(), (u64)(uintptr_t)args, envp};
-		long rc = pass_as(t, f, call);
+		struct root_exec x;
+		u64 call[7] = {SYS_execve, (u64)(uintptr_t)exec_loader(), (u64)(uintptr_t)(args + ROOT_EXEC_ARGS - 1),
+		               envp};
+		long rc;
 
-		munmap(from, (2 * n + EXEC_MORE + 4) * 8);
+		if (left) {
+			call[1] = (u64)(uintptr_t)static_root_exec(t, &x, args);
+			call[2] = (u64)(uintptr_t)args;
+		}
+		rc = pass_as(t, f, call);
+		if (left)
+			static_root_exec_failed(t);
+		munmap(from, size);
 		return rc;
 	}
 }
@@ -411,6 +432,16 @@ static long call_brk(u64 to)
 static long pass_change(struct sthread *t, struct kframe *f, u64 address, u64 size)
 {
 	bool used = front_memory_begin(address, size);
+	long rc = pass(t, f);
+
+	if (used)
+		front_memory_end();
+	return rc;
+}
+
+static long call_mremap(struct sthread *t, struct kframe *f)
+{
+	bool used = front_remap_begin(f->regs.di, f->regs.si, f->regs.r10 & MREMAP_FIXED, f->regs.r8, f->regs.dx);
 	long rc = pass(t, f);
 
 	if (used)
@@ -598,8 +629,9 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return call_mmap(t, f);
 	case SYS_munmap:
 	case SYS_mprotect:
-	case SYS_mremap:
 		return pass_change(t, f, r->di, r->si);
+	case SYS_mremap:
+		return call_mremap(t, f);
 	case SYS_brk:
 		return call_brk(r->di);
 	case SYS_rt_sigprocmask:
@@ -687,6 +719,10 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return static_clone(t, f, r->di, r->si, r->dx, r->r10, r->r8);
 	case SYS_clone3:
 		return static_clone3(t, f, r->di, r->si);
+	case SYS_chroot:
+	case SYS_pivot_root:
+		static_root_leaving(t);
+		return pass(t, f);
 	case SYS_exit:
 		if (t->ours)
 			static_exit_thread(t, (int)r->di);

@@ -211,6 +211,13 @@ static void make_stack_executable(u64 sp)
 	mprotect((void *)(uintptr_t)(sp & PAGE_MASK), PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN);
 }
 
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
 int devkvm_load(int argc, char **argv, char **envp)
 {
 	char path[PATH_MAX], real[PATH_MAX], **args = argv + 2, *name;
@@ -222,6 +229,8 @@ int devkvm_load(int argc, char **argv, char **envp)
 	u64 sp;
 	int fd, rc;
 
+	if (argc > 1 && static_root_adopt(argv[1]))
+		argc--, argv++, args++;
 	if (argc < 3) {
 		fputs("usage: devkvm-load PROGRAM ARGV0 [ARG...]: `devkvm run` starts statically linked programs with "
 		      "it\n",
@@ -253,7 +262,7 @@ int devkvm_load(int argc, char **argv, char **envp)
 	t = sthread_main();
 	if (!t)
 		return fail(path, "out of memory");
-	prctl(PR_SET_NAME, strrchr(path, '/') ? strrchr(path, '/') + 1 : path);
+	prctl(PR_SET_NAME, base_name(strncmp(path, "/proc/self/fd/", 14) == 0 ? real : path));
 	static_trap_init();
 	static_call_init(real, im.end);
 	static_signal_init(t);

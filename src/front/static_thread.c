@@ -50,6 +50,7 @@ struct sthread *sthread_main(void)
 		return NULL;
 	t->stack = stack;
 	t->stack_size = STACK_SIZE;
+	t->files = static_root_files();
 	return t;
 }
 
@@ -142,6 +143,7 @@ static void *thread_main(void *arg)
 	t->stack = stack;
 	t->stack_size = sizeof(stack);
 	t->actions = s->parent->actions;
+	t->files = s->parent->files;
 	t->ours = true;
 	sthread_free_rseq();
 	f = child_frame(t, s->parent, s->frame, args, room);
@@ -226,6 +228,7 @@ struct borrowed {
 	struct sthread t;
 	struct kframe *frame;
 	struct kactions actions;
+	struct root_files files;
 	bool clear_handlers;
 	u8 room[FRAME_ROOM] __attribute__((aligned(64)));
 	u8 stack[STACK_SIZE] __attribute__((aligned(64)));
@@ -282,6 +285,8 @@ static long new_vfork(struct sthread *parent, struct kframe *f, const struct clo
 	b->t.alt = parent->alt;
 	b->actions = *parent->actions;
 	b->t.actions = &b->actions;
+	b->files = *parent->files;
+	b->t.files = &b->files;
 	b->frame = child_frame(&b->t, parent, f, args, b->room);
 	b->clear_handlers = args->flags & CLONE_CLEAR_SIGHAND;
 	child_args(&ours);

@@ -17,6 +17,8 @@ void jit_destroy(struct vcpu *v);
 void jit_run(struct vcpu *v);
 /* Drops all translations (memory layout changed). With the vCPU stopped. */
 void jit_flush(struct vcpu *v);
+/* The client changes the mapping of memory: code from there is compared before it runs again. With the vCPU stopped. */
+void jit_memory_changed(struct vcpu *v, const u8 *hva, u64 size);
 /* The vCPU sleeps, in its own thread: what other vCPUs wrote is looked at, so that they need not wait for it. */
 void jit_asleep(struct vcpu *v);
 /* mmu_ops.code_written, for vCPUs of both engines. */

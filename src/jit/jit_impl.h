@@ -195,10 +195,10 @@ struct jit {
 	        *jump[2], *vec_stub[3], *flags_stub, *fill_stub, *recipe_stub, *x87_load, *x87_store, *call_stub_x87;
 	u64 flushes, flushes_local, epoch; /* what the generation stands for */
 	struct {
-		u64 serial; /* v->mmu.flushes_local */
-		u32 global, gen;
-	} gens[8]; /* generations of address spaces: tb_new_gen_local() */
-	u32 last_gen, gens_next;
+		u64 serial;   /* v->mmu.flushes_local */
+		u32 all, gen; /* all_gen, of then */
+	} gens[8];            /* generations of address spaces: tb_new_gen_local() */
+	u32 all_gen, last_gen, gens_next;
 	u32 link;   /* site to link to the next block, + 1 */
 	bool local; /* kind of the guard that the last tb_find() validated */
 	bool left;

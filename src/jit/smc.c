@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "../base/usercopy.h"
 #include "jit_impl.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects: the list, foreign_list[] of every translator */
@@ -478,21 +479,28 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 /* Stores of others after which a page is given up though they left some of its blocks alone. */
 #define FOREIGN_MOST 4
 
+static void kill_blocks(struct jit *j, struct jpage *p)
+{
+	while (p->tbs) {
+		tb_kill(j, p->tbs);
+		p->tbs = p->tbs->page_next;
+	}
+	recount(p);
+}
+
 /* Another vCPU wrote to the page, or is about to. */
 static void foreign_page(struct jit *j, gpa_t gpa)
 {
 	const u8 *hva = gpa_to_hva(j->v->mmu.vm, gpa);
 	struct jpage *p = hva ? page_find(j, hva) : NULL;
 
-	if (p && p->tbs && !same_granules(p, p->granules))
+	/* Nobody wants to run there now, and the client may have taken the memory away. */
+	if (p && p->tbs && !user_reachable(hva, false))
+		kill_blocks(j, p);
+	else if (p && p->tbs && !same_granules(p, p->granules))
 		validate_blocks(j, p);
-	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST) {
-		while (p->tbs) {
-			tb_kill(j, p->tbs);
-			p->tbs = p->tbs->page_next;
-		}
-		recount(p);
-	}
+	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST)
+		kill_blocks(j, p);
 	if (p) {
 		p->epoch = ~0ull;
 		if (p->tbs)
@@ -503,6 +511,29 @@ static void foreign_page(struct jit *j, gpa_t gpa)
 	pthread_mutex_lock(&lock);
 	let_go(j, gpa);
 	pthread_mutex_unlock(&lock);
+}
+
+void jit_memory_changed(struct vcpu *v, const u8 *hva, u64 size)
+{
+	u64 from = (u64)(uintptr_t)hva & PAGE_MASK,
+	    pages = ((u64)(uintptr_t)hva + size - from + PAGE_SIZE - 1) >> PAGE_SHIFT;
+	struct jit *j = v->jit;
+	bool any = false;
+
+	if (!j)
+		return;
+	/* Each page, or each that we know. */
+	for (unsigned h = 0; h < PAGE_HASH && h < pages; h++) {
+		unsigned at = pages < PAGE_HASH ? hash_page((const u8 *)(uintptr_t)from + ((u64)h << PAGE_SHIFT)) : h;
+
+		for (struct jpage *p = j->pages[at]; p; p = p->next)
+			if ((u64)(uintptr_t)p->hva - from < pages << PAGE_SHIFT) {
+				p->epoch = ~0ull;
+				any = true;
+			}
+	}
+	if (any)
+		v->mmu.flushes++;
 }
 
 /* Other vCPUs wrote to pages of code: compare. */

@@ -41,7 +41,7 @@ static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
 
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page)
 {
-	/* Without global pages every flush is one of all. */
+	/* Without global pages every flush is one of all, or gen[0] goes with the address space. */
 	bool local = (tb->key & KEY_USER) ||
 	             (v->mmu.pge && (!tlb_exec_global(&v->mmu, tb->rip, v->cpl == 3 ? TLB_USER : TLB_SUPER) ||
 	                             (v->mmu.paging == PAGING_64 && !(tb->rip >> 63))));
@@ -188,27 +188,36 @@ void tb_kill(struct jit *j, struct tb *tb)
 /* Cells hold generations of the past, or 0. */
 void tb_new_gen(struct jit *j)
 {
-	j->v->jt.gen[0]++;
+	j->all_gen = ++j->last_gen;
 	j->n.gens++;
 	tb_new_gen_local(j);
 }
 
 /* A generation that comes back with its address space, unless there was a new one of all pages meanwhile. */
-void tb_new_gen_local(struct jit *j)
+static u32 gen_of_space(struct jit *j)
 {
 	u64 serial = j->v->mmu.flushes_local;
-	u32 global = j->v->jt.gen[0], n;
+	u32 n;
 
 	for (n = 0; n < ARRAY_SIZE(j->gens); n++)
-		if (j->gens[n].serial == serial && j->gens[n].global == global) {
-			j->v->jt.gen[1] = j->gens[n].gen;
-			return;
-		}
+		if (j->gens[n].serial == serial && j->gens[n].all == j->all_gen)
+			return j->gens[n].gen;
 	n = j->gens_next++ % ARRAY_SIZE(j->gens);
 	j->gens[n].serial = serial;
-	j->gens[n].global = global;
-	j->gens[n].gen = j->v->jt.gen[1] = ++j->last_gen;
+	j->gens[n].all = j->all_gen;
+	j->gens[n].gen = ++j->last_gen;
 	j->n.gens_local++;
+	return j->last_gen;
+}
+
+void tb_new_gen_local(struct jit *j)
+{
+	u32 *gen = j->v->jt.gen;
+
+	gen[1] = gen_of_space(j);
+	/* Without global pages supervisor code is of an address space too; in the jump cache it has gen[0] all the
+	 * same. */
+	gen[0] = mem_spaces_apart(&j->v->mmu) ? gen[1] : j->all_gen;
 }
 
 void tb_flush(struct jit *j)
@@ -232,7 +241,7 @@ void tb_flush(struct jit *j)
 	j->e.p = j->code_start;
 	j->cold.p = j->cold_start;
 	memset(j->gens, 0, sizeof(j->gens));
-	j->v->jt.gen[0] = j->last_gen = 0;
+	j->all_gen = j->last_gen = 0;
 	tb_new_gen(j);
 	j->need_flush = false;
 	j->n.flushes++;

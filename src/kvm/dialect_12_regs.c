@@ -335,18 +335,6 @@ long get_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 	return user_write((void *)arg, &x, sizeof(x));
 }
 
-/* A client may take XCR0 from the CPUID instruction, which shows it the host's AVX-512 (tinykvm does). Nobody in the
- * guest can use that state, as its own CPUID has no AVX-512, so those bits are left off instead of refused. */
-static u64 xcr0_wanted(const struct vcpu12 *x, u64 val)
-{
-	const u64 avx512 = 0xe0;
-
-	if ((val & avx512) == avx512 && (val & XCR0_AVX) && !(cpuid_xcr0_mask() & x->cpuid_xcr0 & avx512) &&
-	    __builtin_cpu_supports("avx512f"))
-		return val & ~avx512;
-	return val;
-}
-
 long set_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 {
 	struct kvm_xcrs x;
@@ -357,7 +345,7 @@ long set_xcrs(struct kvm_vcpu *kv, unsigned long arg)
 	if (x.nr_xcrs > KVM_MAX_XCRS || x.flags)
 		return -EINVAL;
 	for (unsigned n = 0; n < x.nr_xcrs; n++) {
-		u64 val = xcr0_wanted(kv->x12, x.xcrs[n].value);
+		u64 val = cpuid_xcr0_wanted(x.xcrs[n].value);
 
 		if (x.xcrs[n].xcr != 0)
 			continue;

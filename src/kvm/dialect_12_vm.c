@@ -362,7 +362,7 @@ out:
 /* Where Linux' KVM on Intel keeps pages of its own. We need none: the addresses are checked and no more. */
 static long set_tss_addr(struct vm *vm, unsigned long arg)
 {
-	return arg > 0xffffffffu - 3 * PAGE_SIZE ? -EINVAL : 0;
+	return arg > 0x100000000ull - 3 * PAGE_SIZE ? -EINVAL : 0;
 }
 
 static long set_identity_map_addr(struct vm *vm, unsigned long arg)

@@ -165,6 +165,8 @@ bool kvm_file_hold(struct kvm_file *file, u64 address, u64 size)
 		return false;
 	vm_stop(vm, run_current());
 	vm->held = true;
+	vm->held_at = address;
+	vm->held_size = size;
 	return true;
 }
 
@@ -172,7 +174,7 @@ void kvm_file_release(struct kvm_file *file)
 {
 	if (file->kind == FILE_SYSTEM || !file->vm->held)
 		return;
-	vm_flush_all(file->vm);
+	vm_memory_changed(file->vm, file->vm->held_at, file->vm->held_size);
 	file->vm->held = false;
 	vm_resume(file->vm, run_current());
 }

@@ -44,6 +44,7 @@ struct vm {
 	unsigned running; /* vCPUs that execute guest instructions */
 	bool stop;        /* a thread has, or waits for, all vCPUs stopped */
 	bool held;        /* kvm_file_hold() has; protected by its caller */
+	u64 held_at, held_size;
 
 	struct vm12 *x12; /* dialect_12.h; NULL: a VM of 2006 */
 };
@@ -63,6 +64,8 @@ void vm_enter(struct vm *vm);
 void vm_leave(struct vm *vm);
 /* All vCPUs must forget translations and decoded code. With the vCPUs stopped. */
 void vm_flush_all(struct vm *vm);
+/* They must look again at what of [address, address + size) is there, and what it holds. With the vCPUs stopped. */
+void vm_memory_changed(struct vm *vm, u64 address, u64 size);
 void vm_flush_writes(struct vm *vm);
 /* Guest memory out of the memfd: maps [gpa, gpa + size), growing the file. NULL: no memory. */
 u8 *vm_map(struct vm *vm, gpa_t gpa, u64 size);

@@ -125,6 +125,17 @@ void vm_flush_all(struct vm *vm)
 		}
 }
 
+void vm_memory_changed(struct vm *vm, u64 address, u64 size)
+{
+	const u8 *hva = (const u8 *)(uintptr_t)address;
+
+	for (unsigned n = 0; n < vm->n_vcpu; n++)
+		if (vm->vcpu[n]) {
+			tlb_drop_memory(&vm->vcpu[n]->cpu.mmu, hva, size);
+			jit_memory_changed(&vm->vcpu[n]->cpu, hva, size);
+		}
+}
+
 void vm_flush_writes(struct vm *vm)
 {
 	for (unsigned n = 0; n < vm->n_vcpu; n++)

@@ -200,7 +200,8 @@ struct mmu {
 	u64 tlb_misses;
 	/* Who keeps translations elsewhere compares these: flushes of everything (or of pages in the upper half), and
 	 * a number for what is not global or lies in the lower half: another after each flush, and that of before when
-	 * an address space comes back. */
+	 * an address space comes back. Without global pages, and without PCIDs, the first is all there is; with PCIDs
+	 * (mem_spaces_apart) the second is for everything. */
 	u64 flushes, flushes_local;
 	u64 local_serial; /* the last such number given */
 	bool walk_global; /* the last translation was a global page */
@@ -221,6 +222,12 @@ void tlb_flush_not_global(struct mmu *m); /* the same in all address spaces */
 void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep);
 void tlb_drop_pcid(struct mmu *m, u16 pcid);   /* an address space that is not the current one: all but global pages */
 void tlb_flush_page(struct mmu *m, gva_t gva); /* INVLPG */
+/* No page is another address space's too, and those have numbers. */
+static inline bool mem_spaces_apart(const struct mmu *m)
+{
+	return m->pcide && !m->pge;
+}
+
 /* The exec entry that covers `gva`, which is there, is of a global page. */
 static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx ctx)
 {
@@ -228,6 +235,8 @@ static inline bool tlb_exec_global(const struct mmu *m, gva_t gva, enum tlb_ctx 
 
 	return m->global[ctx][TLB_EXEC].word[n / 64] >> (n % 64) & 1;
 }
+/* Entries that lead to memory of the client, of which it changes the mapping; in all address spaces. */
+void tlb_drop_memory(struct mmu *m, const u8 *hva, u64 size);
 void tlb_flush_writes(struct mmu *m); /* write entries only: dirty log, code pages */
 /* Sets mmu->watch and flushes what must not match any more. `len` 0: none; else `access` is MEM_EXEC, or others. */
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access);

@@ -149,8 +149,6 @@ void tlb_switch(struct mmu *m, u16 from, u16 to, bool keep)
 		s = stash_oldest(m);
 	if (s == next)
 		next = NULL;
-	if (!m->pge)
-		m->flushes++;
 	stash_save(m, s, from);
 	if (next && keep) {
 		m->flushes_local = next->serial;
@@ -186,7 +184,7 @@ void tlb_flush(struct mmu *m)
 
 void tlb_flush_local(struct mmu *m)
 {
-	if (!m->pge) {
+	if (!m->pge && !m->pcide) {
 		tlb_flush(m);
 		return;
 	}
@@ -289,7 +287,7 @@ void tlb_flush_page(struct mmu *m, gva_t gva)
 
 	if (large || seen(m->exec_seen, gva >> PAGE_SHIFT)) {
 		/* Without global pages whoever keeps translations takes supervisor code for that of all spaces. */
-		if (m->pge && m->paging == PAGING_64 && !(gva >> 63))
+		if (m->pge ? m->paging == PAGING_64 && !(gva >> 63) : m->pcide)
 			new_serials(m);
 		else
 			m->flushes++;
@@ -327,6 +325,42 @@ void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page)
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		each_entry(m, c, TLB_WRITE, drop_leading_to, (u64)(uintptr_t)hva_page);
 	stash_void_writes(m);
+}
+
+void tlb_drop_memory(struct mmu *m, const u8 *hva, u64 size)
+{
+	u64 from = (u64)(uintptr_t)hva & PAGE_MASK, end = (u64)(uintptr_t)hva + size;
+	bool code = false;
+
+	for (unsigned c = 0; c < TLB_CTXS; c++)
+		for (unsigned k = 0; k < TLB_KINDS; k++) {
+			struct tlb_bits *both[] = {&m->local[c][k], &m->global[c][k]};
+
+			for (unsigned w = 0; w < TLB_SIZE / 64; w++)
+				for (u64 bits = both[0]->word[w] | both[1]->word[w]; bits; bits &= bits - 1) {
+					unsigned n = w * 64 + (unsigned)__builtin_ctzll(bits);
+					struct tlb_entry *e = &m->tlb[c][k].e[n];
+
+					if (e->tag == tlb_empty(n) || e->tag + e->add - from >= end - from)
+						continue;
+					e->tag = tlb_empty(n);
+					code |= k == TLB_EXEC;
+				}
+		}
+	for (unsigned n = 0; n < TLB_STASHES; n++) {
+		struct tlb_stash *s = &m->stash[n];
+
+		for (u32 k = 0; s->used && k < s->n;) {
+			if (s->e[k].e.tag + s->e[k].e.add - from >= end - from) {
+				k++;
+				continue;
+			}
+			code |= s->e[k].kind == TLB_EXEC;
+			s->e[k] = s->e[--s->n];
+		}
+	}
+	if (code)
+		m->flushes++;
 }
 
 void mmu_set_watch(struct mmu *m, unsigned n, gva_t gva, unsigned len, unsigned access)

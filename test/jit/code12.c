@@ -424,6 +424,43 @@ TEST(code_becomes_data)
 	guest_close(&g);
 }
 
+/* A page that one vCPU ran code in and another wrote; then the client takes the memory away. Nobody asks for it. */
+TEST(written_code_is_taken_away)
+{
+	struct kvm_mp_state mp = {KVM_MP_STATE_RUNNABLE};
+	struct runner two = {0};
+	struct guest g;
+
+	CHECK_EQ(open64(&g, true), 0);
+	CODE(&g, PROGRAM, 0xb8, 1, 0, 0, 0, 0xc3);                /* mov eax, 1; ret */
+	CODE(&g, LOOP, 0xe8, 0xfb, 0xef, 0x01, 0x00, 0xe6, 0x10); /* call PROGRAM; out 0x10, al */
+	CODE(&g, HANDLER, 0x89, 0x07, 0xe6, 0x10);                /* mov [rdi], eax; out 0x10, al */
+	CODE(&g, OTHER, 0xe6, 0x11);                              /* out 0x11, al */
+	two.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
+	two.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, two.vcpu, 0);
+	CHECK_EQ(kioctl(two.vcpu, KVM_SET_MP_STATE, &mp), 0);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(start64(&g, two.vcpu, HANDLER, STACK - 0x400, false), 0);
+	{
+		struct kvm_regs r;
+
+		CHECK_EQ(kioctl(two.vcpu, KVM_GET_REGS, &r), 0);
+		r.rdi = PROGRAM;
+		CHECK_EQ(kioctl(two.vcpu, KVM_SET_REGS, &r), 0);
+	}
+	CHECK_EQ(kioctl(two.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(two.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(munmap(g.ram + PROGRAM, 0x1000), 0);
+	CHECK_EQ(start64(&g, g.vcpu, OTHER, STACK, false), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	munmap(two.run, g.run_size);
+	kclose(two.vcpu);
+	guest_close(&g);
+}
+
 TEST(second_vcpu_rewrites_serialized)
 {
 	rewrite_by_vcpu(true, 30000);
@@ -432,6 +469,102 @@ TEST(second_vcpu_rewrites_serialized)
 TEST(second_vcpu_rewrites)
 {
 	rewrite_by_vcpu(false, 30000);
+}
+
+/* ---- address spaces ---------------------------------------------------------------------------------------------- */
+
+#define SPACE_B 0x50000   /* its tables; the other space's are at PML4 */
+#define SHARED 0x10000000 /* leads elsewhere in each */
+#define ROUNDS 3000
+
+/* Supervisor code that goes to and fro between two address spaces and keeps what is known of each. */
+extern const char spaces_code[], spaces_end[];
+__asm__(".pushsection .rodata\n"
+        "spaces_code:\n"
+        "	mov $3000, %ecx\n"
+        "	xor %ebx, %ebx\n"
+        "	xor %edx, %edx\n"
+        "	movabs $0x8000000000008001, %r8\n"
+        "	movabs $0x8000000000050002, %r9\n"
+        "	mov $0x10000000, %edi\n"
+        "1:	mov %r8, %cr3\n"
+        "	call *%rdi\n"
+        "	add %eax, %ebx\n"
+        "	call *%rdi\n"
+        "	add %eax, %ebx\n"
+        "	mov %r9, %cr3\n"
+        "	call *%rdi\n"
+        "	add %eax, %edx\n"
+        "	dec %ecx\n"
+        "	jnz 1b\n"
+        "	mov %ebx, %eax\n"
+        "	out %eax, $0x10\n"
+        "	mov %edx, %eax\n"
+        "	out %eax, $0x10\n"
+        "	mov %r8, %cr3\n"
+        "	call *%rdi\n"
+        "	movq $0x800083, 0xa400\n"
+        "	invlpg (%rdi)\n"
+        "	call *%rdi\n"
+        "	out %eax, $0x10\n"
+        "	mov %r9, %cr3\n"
+        "	call *%rdi\n"
+        "	out %eax, $0x10\n"
+        "	mov %r8, %cr3\n"
+        "	call *%rdi\n"
+        "	out %eax, $0x10\n"
+        "	movq $0x400083, 0xa400\n"
+        "	mov $0x8001, %eax\n" /* not kept */
+        "	mov %rax, %cr3\n"
+        "	call *%rdi\n"
+        "	out %eax, $0x10\n"
+        "spaces_end:\n"
+        ".popsection\n");
+
+static void two_spaces(uint64_t pge)
+{
+	static const uint32_t expect[] = {2 * ROUNDS, 0x100 * ROUNDS, 0x10000, 0x100, 0x10000, 1};
+	static const uint32_t at[] = {0x400000, 0x600000, 0x800000}, value[] = {1, 0x100, 0x10000};
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[100];
+	} c = {.head.nent = 100};
+	struct kvm_sregs s;
+	struct guest g;
+
+	CHECK_EQ(open64(&g, false), 0);
+	CHECK_EQ(kioctl(g.kvm, KVM_GET_SUPPORTED_CPUID, &c), 0);
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	memcpy(g.ram + LOOP, spaces_code, (size_t)(spaces_end - spaces_code));
+	for (unsigned n = 0; n < 3; n++) {
+		CODE(&g, at[n], 0xb8, 0, 0, 0, 0, 0xc3); /* mov eax, ...; ret */
+		*word(&g, at[n] + 1) = value[n];
+	}
+	memcpy(g.ram + SPACE_B, g.ram + PML4, 0x3000);
+	put64(&g, SPACE_B, (SPACE_B + 0x1000) | 7);
+	put64(&g, SPACE_B + 0x1000, (SPACE_B + 0x2000) | 7);
+	put64(&g, PML4 + 0x2000 + (SHARED >> 21) * 8, at[0] | 0x83);
+	put64(&g, SPACE_B + 0x2000 + (SHARED >> 21) * 8, at[1] | 0x83);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cr4 |= 1u << 17 | pge;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	for (unsigned n = 0; n < sizeof(expect) / sizeof(*expect); n++) {
+		CHECK_EQ(kioctl(g.vcpu, KVM_RUN, 0L), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+		CHECK_EQ(*(uint32_t *)(void *)((uint8_t *)g.run + g.run->io.data_offset), expect[n]);
+	}
+	guest_close(&g);
+}
+
+TEST(address_spaces)
+{
+	two_spaces(1u << 7);
+}
+
+TEST(address_spaces_without_global_pages)
+{
+	two_spaces(0);
 }
 
 /* ---- more code than fits ---------------------------------------------------------------------------------------- */

@@ -49,11 +49,11 @@ static inline int region(int vm, unsigned slot, unsigned flags, uint64_t gpa, ui
 	return kioctl(vm, KVM_SET_USER_MEMORY_REGION, &r);
 }
 
-static inline int guest_open(struct guest *g, size_t size)
+static inline int guest_open_on(struct guest *g, int kvm, size_t size)
 {
 	memset(g, 0, sizeof(*g));
 	g->size = size;
-	g->kvm = kopen();
+	g->kvm = kvm;
 	if (g->kvm < 0)
 		return -1;
 	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
@@ -64,6 +64,11 @@ static inline int guest_open(struct guest *g, size_t size)
 	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
 	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
 	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
+}
+
+static inline int guest_open(struct guest *g, size_t size)
+{
+	return guest_open_on(g, kopen(), size);
 }
 
 static inline void guest_close(struct guest *g)

@@ -178,7 +178,9 @@ static void vm_calls(int vm)
 	C(vm, KVM_GET_REGS, "on vm", 0);
 	C(vm, _IO(KVMIO, 0xfe), "unknown on vm", 0);
 	C(vm, KVM_SET_TSS_ADDR, "ok", 0xfffbd000);
+	C(vm, KVM_SET_TSS_ADDR, "as gVisor, up to 4 GiB", 0xffffd000);
 	C(vm, KVM_SET_TSS_ADDR, "too high", 0xffffe000);
+	C(vm, KVM_SET_TSS_ADDR, "one too high", 0xffffd001);
 	C(vm, KVM_SET_IDENTITY_MAP_ADDR, "ok", &addr);
 	C(vm, KVM_SET_IDENTITY_MAP_ADDR, "null", 0);
 	C(vm, KVM_SET_NR_MMU_PAGES, "1", 1);

@@ -360,6 +360,30 @@ TEST(xcr0_of_the_host)
 	guest_close(&g);
 }
 
+/* gVisor's kernel part asks XGETBV outside the guest and writes the answer to XCR0 inside, before anything else. */
+TEST(xcr0_of_the_host_written_by_the_guest)
+{
+	struct kvm_sregs s;
+	uint32_t a, b, c, d;
+	struct guest g;
+
+	__cpuid(1, a, b, c, d);
+	if (!(c & (1u << 27)))
+		return;
+	__asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+	bring_up(&vmms[5], &g);
+	CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.cr4 |= 1u << 18;
+	CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+	/* mov eax, imm32; xor ecx, ecx; xor edx, edx; xsetbv; xgetbv; out 0x10, eax */
+	CODE(&g, 0x1000, 0xb8, 0, 0, 0, 0, 0x31, 0xc9, 0x31, 0xd2, 0x0f, 0x01, 0xd1, 0x0f, 0x01, 0xd0, 0xe7, 0x10);
+	g.ram[0x1001] = a & 0xe7;
+	CHECK_EQ(guest_run(&g), 0);
+	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(*(uint32_t *)guest_io(&g) & 7, a & 7);
+	guest_close(&g);
+}
+
 /* Firecracker forces TSC-deadline mode into CPUID, so the local APIC must have it. */
 TEST(tsc_deadline_forced)
 {
