@@ -216,6 +216,8 @@ struct jit {
 
 	struct tb **hash;
 	struct jpage **pages;
+	struct jpage *spare; /* of pages that were put away: smc.c */
+	u64 n_away;
 	struct call *calls;
 	struct site *sites;
 	struct guard *guards, **guard_hash;
@@ -230,7 +232,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, light, after, interp, epochs, gens, gens_local, slow;
+		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -310,6 +312,10 @@ void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p);  /* kills blocks whose bytes changed */
 bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may have */
+/* `block`, of the same RIP and key, is on another page. If that one is not what it was and the block is right for `p`,
+ * all of the page's blocks that are right for `p` become its. Returns the block then, else NULL. */
+struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block);
+void page_leave(struct jit *j, struct jpage *p); /* as if the page had other bytes now; nobody is left in a block */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);
 void smc_register(struct jit *j);

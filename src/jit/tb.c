@@ -26,6 +26,22 @@ struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 	return tb;
 }
 
+/* A block of the same address and key on another page that may come here: NULL if there is none. */
+static struct tb *adopt(struct jit *j, u64 rip, u32 key, struct jpage *page)
+{
+	struct tb *tb, *next;
+
+	for (tb = j->hash[hash_of(rip, key)]; tb; tb = next) {
+		next = tb->next;
+		if (tb->rip == rip && tb->key == key) {
+			tb = page_adopt(j, page, tb);
+			if (tb)
+				return tb;
+		}
+	}
+	return NULL;
+}
+
 static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
 {
 	struct guard **at = &j->guard_hash[(rip >> PAGE_SHIFT ^ key << 4 ^ (u32)local) & (GUARD_HASH - 1)], *g;
@@ -97,7 +113,11 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 	}
 	if (unlikely(page->epoch != j->epoch))
 		page_validate(j, page);
+	if (unlikely(j->chaos.on) && chaos_rnd(j, 32) == 0)
+		page_leave(j, page);
 	tb = tb_lookup(j, rip, p, key);
+	if (unlikely(!tb))
+		tb = adopt(j, rip, key, page);
 	if (unlikely(!tb)) {
 		tb = translate(j, rip, p, key, page);
 		if (!tb) {
@@ -208,6 +228,7 @@ void tb_flush(struct jit *j)
 	}
 	memset(j->front->cell, 0, j->n_guards * sizeof(*j->front->cell));
 	j->meta_used = 16; /* 0 is no address */
+	j->spare = NULL;
 	j->n_calls = j->n_sites = j->link = 0;
 	j->cs[0] = (struct code_seg){0, 0xffffffffu};
 	j->n_cs = 1;
