@@ -135,7 +135,9 @@ struct site {
 	u32 at;       /* displacement: offset in the code memory */
 	u32 unlinked; /* where it jumps before: the same */
 	u32 from;     /* the block it is of: meta_at() */
+	u32 to;       /* the target when linked: meta_at() */
 	u32 next;     /* of the target's links, + 1 */
+	u32 prev;     /* likewise */
 	bool poll, linked;
 	bool cross; /* goes to another page: behind a guard */
 };
@@ -178,6 +180,7 @@ struct jpage {
 	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
 	bool watched;               /* we hold it: smc.c */
 	u8 foreign;                 /* stores of others since it was emptied last */
+	u8 in_vain;                 /* times that its blocks were put away since some came here */
 	struct jpage *next;
 };
 
@@ -281,6 +284,10 @@ void jit_emit_stubs(struct jit *j);
 /* tb.c */
 int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let the interpreter run a block */
 struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key);
+static inline unsigned tb_hash(u64 rip, u32 key)
+{
+	return (unsigned)((rip ^ rip >> 15 ^ key << 3) & (HASH_SIZE - 1));
+}
 /* The block is about to be entered from outside its page: its page's guard holds, the jump cache knows it. */
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page);
 void tb_link(struct jit *j, u32 site, struct tb *to);

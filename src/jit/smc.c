@@ -356,17 +356,63 @@ static void take(struct jit *j, struct jpage *to, struct jpage *from)
 
 /* Addresses of pages that are put away: no page has them. */
 #define AWAY BIT(62)
+/* Blocks of one RIP and key that are put away: where code is rewritten again and again, each would be another. */
+#define AWAY_MOST 4u
+/* A page that is left again and again, and nothing comes to it: its code is rewritten, which makes blocks for nothing.
+ */
+#define IN_VAIN_MOST 8u
 
-static bool is_away(const struct jpage *p)
+static bool is_away(const u8 *hva)
 {
-	return (uintptr_t)p->hva & AWAY;
+	return (uintptr_t)hva & AWAY;
+}
+
+static void kill_all(struct jit *j, struct jpage *p)
+{
+	for (; p->tbs; p->tbs = p->tbs->page_next)
+		tb_kill(j, p->tbs);
+}
+
+static void forget_page(struct jit *j, struct jpage *away)
+{
+	struct jpage **at;
+
+	kill_all(j, away);
+	for (at = &j->pages[hash_page(away->hva)]; *at != away; at = &(*at)->next)
+		;
+	*at = away->next;
+	away->next = j->spare;
+	j->spare = away;
+}
+
+static void forget_oldest(struct jit *j, u64 rip, u32 key)
+{
+	const struct tb *oldest = NULL;
+	unsigned n = 0;
+
+	for (const struct tb *tb = j->hash[tb_hash(rip, key)]; tb; tb = tb->next)
+		if (tb->rip == rip && tb->key == key && is_away(tb->hva)) {
+			oldest = tb;
+			n++;
+		}
+	if (n >= AWAY_MOST)
+		forget_page(j, page_find(j, oldest->hva - (oldest->rip & ~PAGE_MASK)));
 }
 
 /* The page has other bytes now, or is about to: it keeps no block. Nobody is left in one. */
 static void put_away(struct jit *j, struct jpage *p)
 {
-	struct jpage *away = j->spare;
+	struct jpage *away;
 
+	if (p->in_vain >= IN_VAIN_MOST) {
+		kill_all(j, p);
+		recount(p);
+		return;
+	}
+	p->in_vain++;
+	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
+		forget_oldest(j, tb->rip, tb->key);
+	away = j->spare;
 	if (away)
 		j->spare = away->next;
 	else
@@ -397,13 +443,13 @@ static void validate_page(struct jit *j, struct jpage *p)
 /* The page of a block is put away, or has other bytes there by now. */
 static bool is_stale(const struct jit *j, const struct jpage *p)
 {
-	return is_away(p) || (gpa_to_hva(j->v->mmu.vm, p->gpa) == p->hva && user_reachable(p->hva, false) &&
-	                      !same_granules(p, p->granules));
+	return is_away(p->hva) || (gpa_to_hva(j->v->mmu.vm, p->gpa) == p->hva && user_reachable(p->hva, false) &&
+	                           !same_granules(p, p->granules));
 }
 
 struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block)
 {
-	struct jpage *from = page_find(j, block->hva - (block->rip & ~PAGE_MASK)), **at;
+	struct jpage *from = page_find(j, block->hva - (block->rip & ~PAGE_MASK));
 	const u8 *hva = p->hva + (block->rip & ~PAGE_MASK);
 	u64 rip = block->rip;
 	u32 key = block->key;
@@ -411,13 +457,10 @@ struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block)
 	if (!from || from == p || block->dead || !same_bytes(p->hva, block) || !is_stale(j, from))
 		return NULL;
 	take(j, p, from);
+	p->in_vain = 0;
 	j->n.adopted++;
-	if (is_away(from)) {
-		for (at = &j->pages[hash_page(from->hva)]; *at != from; at = &(*at)->next)
-			;
-		*at = from->next;
-		from->next = j->spare;
-		j->spare = from;
+	if (is_away(from->hva)) {
+		forget_page(j, from);
 	} else {
 		from->watched = false;
 		from->foreign = 0;

@@ -11,16 +11,11 @@ void *meta_alloc(struct jit *j, size_t size)
 	return p;
 }
 
-static unsigned hash_of(u64 rip, u32 key)
-{
-	return (unsigned)((rip ^ rip >> 15 ^ key << 3) & (HASH_SIZE - 1));
-}
-
 struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 {
 	struct tb *tb;
 
-	for (tb = j->hash[hash_of(rip, key)]; tb; tb = tb->next)
+	for (tb = j->hash[tb_hash(rip, key)]; tb; tb = tb->next)
 		if (tb->rip == rip && tb->hva == hva && tb->key == key)
 			break;
 	return tb;
@@ -31,7 +26,7 @@ static struct tb *adopt(struct jit *j, u64 rip, u32 key, struct jpage *page)
 {
 	struct tb *tb, *next;
 
-	for (tb = j->hash[hash_of(rip, key)]; tb; tb = next) {
+	for (tb = j->hash[tb_hash(rip, key)]; tb; tb = next) {
 		next = tb->next;
 		if (tb->rip == rip && tb->key == key) {
 			tb = page_adopt(j, page, tb);
@@ -124,12 +119,25 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 			*out = NULL;
 			return STEP_OK;
 		}
-		tb->next = j->hash[hash_of(rip, key)];
-		j->hash[hash_of(rip, key)] = tb;
+		tb->next = j->hash[tb_hash(rip, key)];
+		j->hash[tb_hash(rip, key)] = tb;
 	}
 	tb_entered(v, tb, page);
 	*out = tb;
 	return STEP_OK;
+}
+
+/* Takes a site off its target's list. */
+static void unlist(struct jit *j, struct site *s)
+{
+	struct tb *to = meta_ptr(j, s->to);
+
+	if (s->prev)
+		j->sites[s->prev - 1].next = s->next;
+	else
+		to->links = s->next;
+	if (s->next)
+		j->sites[s->next - 1].prev = s->prev;
 }
 
 void tb_link(struct jit *j, u32 n, struct tb *to)
@@ -153,12 +161,18 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 		return;
 	}
 	patch_rel(at, j->e.delta, s->poll ? to->code : to->code_nopoll);
-	/* A guarded site may move to another block of the same address: it then stands in both lists, which is
-	 * harmless. */
-	if (s->linked)
-		return;
+	/* A guarded site may move to another block of the same address, and must hear of that one's end. */
+	if (s->linked) {
+		if (s->to == meta_at(j, to))
+			return;
+		unlist(j, s);
+	}
 	s->linked = true;
+	s->to = meta_at(j, to);
+	s->prev = 0;
 	s->next = to->links;
+	if (s->next)
+		j->sites[s->next - 1].prev = n + 1;
 	to->links = n + 1;
 	j->n.links++;
 }
@@ -169,7 +183,7 @@ void tb_kill(struct jit *j, struct tb *tb)
 	struct jc_entry *jc = jc_of(j, tb->rip);
 	struct tb **p;
 
-	for (p = &j->hash[hash_of(tb->rip, tb->key)]; *p; p = &(*p)->next)
+	for (p = &j->hash[tb_hash(tb->rip, tb->key)]; *p; p = &(*p)->next)
 		if (*p == tb) {
 			*p = tb->next;
 			break;

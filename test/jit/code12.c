@@ -443,6 +443,54 @@ TEST(second_vcpu_rewrites)
 #define PART_TABLE 0x10000
 #define PART_RAM 0x200000
 
+/* Maps PART_AT to the page at `to`, empties the TLB, runs LOOP twice; EAX at its end. */
+static uint32_t run_mapped(struct guest *g, unsigned to)
+{
+	struct kvm_sregs s;
+	struct kvm_regs r;
+
+	put64(g, PART_TABLE, to | 3);
+	for (unsigned n = 0; n < 2; n++) {
+		if (kioctl(g->vcpu, KVM_GET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_GET_SREGS, &s) < 0)
+			return 0;
+		r.rip = LOOP;
+		r.rsp = STACK;
+		s.cr3 = 0;
+		if (kioctl(g->vcpu, KVM_SET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0)
+			return 0;
+		s.cr3 = PML4;
+		if (kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0 || guest_run(g) < 0 || g->run->exit_reason != KVM_EXIT_IO)
+			return 0;
+	}
+	return *(uint32_t *)(void *)guest_io(g);
+}
+
+/* A call goes to one page, then to another one at the same address, whose code changes while the rest of it stays. */
+TEST(function_of_two_pages_changes)
+{
+	const unsigned one = PART_RAM, two = PART_RAM + 0x1000;
+	struct guest g;
+
+	CHECK_EQ(open64(&g, false), 0);
+	/* call PART_AT + 0x800; call PART_AT; out 0x10, eax */
+	CODE(&g, LOOP, 0xe8, 0xfb, 0xf7, 0xff, 0x3f, 0xe8, 0xf6, 0xef, 0xff, 0x3f, 0xe7, 0x10);
+	CODE(&g, PART_RAM, 0xb8, 1, 0, 0, 0, 0xc3);
+	CODE(&g, PART_RAM + 0x1000, 0xb8, 2, 0, 0, 0, 0xc3);
+	g.ram[one + 0x800] = g.ram[two + 0x800] = 0xc3;
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	put64(&g, PML4 + 0x3000, PART_TABLE | 7);
+	CHECK_EQ(run_mapped(&g, one), 1);
+	CHECK_EQ(run_mapped(&g, two), 2);
+	CHECK_EQ(run_mapped(&g, one), 1);
+	CHECK_EQ(run_mapped(&g, two), 2);
+	g.ram[two + 1] = 3;
+	CHECK_EQ(run_mapped(&g, two), 3);
+	g.ram[one + 1] = 4;
+	CHECK_EQ(run_mapped(&g, one), 4);
+	CHECK_EQ(run_mapped(&g, two), 3);
+	guest_close(&g);
+}
+
 /* Page n of the program: 100 times add eax, n + 1; jmp behind it. Then the next page, or back. */
 static void put_part(uint8_t *page, unsigned n)
 {
