@@ -181,6 +181,7 @@ struct jpage {
 	u8 *snap[PAGE_SIZE / SNAP]; /* what the granules held when they were validated last; NULL where none is */
 	bool watched;               /* we hold it: smc.c */
 	u8 foreign;                 /* stores of others since it was emptied last */
+	u8 in_vain;                 /* times that its blocks were put away since some came here */
 	struct jpage *next;
 };
 
@@ -219,6 +220,8 @@ struct jit {
 
 	struct tb **hash;
 	struct jpage **pages;
+	struct jpage *spare; /* of pages that were put away: smc.c */
+	u64 n_away;
 	struct call *calls;
 	struct site *sites;
 	struct guard *guards, **guard_hash;
@@ -233,7 +236,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, light, after, interp, epochs, gens, gens_local, slow;
+		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -282,6 +285,10 @@ void jit_emit_stubs(struct jit *j);
 /* tb.c */
 int tb_find(struct vcpu *v, u32 key, struct tb **out); /* STEP_x; *out NULL: let the interpreter run a block */
 struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key);
+static inline unsigned tb_hash(u64 rip, u32 key)
+{
+	return (unsigned)((rip ^ rip >> 15 ^ key << 3) & (HASH_SIZE - 1));
+}
 /* The block is about to be entered from outside its page: its page's guard holds, the jump cache knows it. */
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page);
 void tb_link(struct jit *j, u32 site, struct tb *to);
@@ -313,6 +320,10 @@ void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);
 void page_validate(struct jit *j, struct jpage *p);  /* kills blocks whose bytes changed */
 bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may have */
+/* `block`, of the same RIP and key, is on another page. If that one is not what it was and the block is right for `p`,
+ * all of the page's blocks that are right for `p` become its. Returns the block then, else NULL. */
+struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block);
+void page_leave(struct jit *j, struct jpage *p); /* as if the page had other bytes now; nobody is left in a block */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);
 void smc_register(struct jit *j);

@@ -28,6 +28,7 @@ static void print(const struct jit *j)
 	            {"host bytes", j->n.code_bytes},
 	            {"links", j->n.links},
 	            {"blocks killed", j->n.invalidated},
+	            {"pages of blocks moved", j->n.adopted},
 	            {"flushes of all code", j->n.flushes},
 	            {"guest instructions run", j->v->n_insns},
 	            {"entries from the dispatcher", j->n.lookups},

@@ -12,6 +12,10 @@
  * Who holds code of a page is written down (memslot.holders, a bit a vCPU): a page that nobody holds any more is plain
  * data again. Memory that programs were in is used again for other things all the time; so a vCPU whose page others
  * write gives it up when nothing of it is left, or after a few stores, and also hears of them asleep.
+ *
+ * Programs come back in other memory: a guest whose files lie on virtio-fs reads them anew each time one is started. So
+ * the blocks of a page that is given up as a whole are put away, at an address that no page has, and the blocks that a
+ * page seems to lack are looked for there, and on pages whose bytes are others by now (page_adopt()).
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -326,10 +330,171 @@ bool page_unchanged(struct jit *j, struct jpage *p)
 	return true;
 }
 
+/*
+ * The blocks of `from` are blocks of `to` from now on; the caller compares their bytes with those of the page. Nothing
+ * leads from outside into them (invariant 3): the dispatcher must enter their page's guards anew. Links between them
+ * stay: they move together.
+ */
+static void take(struct jit *j, struct jpage *to, struct jpage *from)
+{
+	for (struct tb *tb = from->tbs, *next; tb; tb = next) {
+		const u8 *hva = to->hva + (tb->hva - from->hva);
+
+		next = tb->page_next;
+		if (tb_lookup(j, tb->rip, hva, tb->key)) {
+			tb_kill(j, tb);
+			continue;
+		}
+		for (unsigned n = 0; n < ARRAY_SIZE(tb->guard); n++)
+			if (tb->guard[n]) {
+				j->front->cell[tb->guard[n]] = 0;
+				j->guards[tb->guard[n]].hva = to->hva;
+			}
+		tb->hva = hva;
+		tb->page = meta_at(j, to);
+		tb->page_next = to->tbs;
+		to->tbs = tb;
+	}
+	for (unsigned n = 0; n < ARRAY_SIZE(to->snap); n++)
+		if (!to->snap[n]) {
+			to->snap[n] = from->snap[n];
+			from->snap[n] = NULL;
+		}
+	for (unsigned n = 0; n < ARRAY_SIZE(to->straddling); n++)
+		to->straddling[n] |= from->straddling[n];
+	from->tbs = NULL;
+	recount(from);
+	recount(to);
+}
+
+/* Addresses of pages that are put away: no page has them. */
+#define AWAY BIT(62)
+/* Blocks of one RIP and key that are put away: where code is rewritten again and again, each would be another. */
+#define AWAY_MOST 4u
+/* A page that is left again and again, and nothing comes to it: its code is rewritten, which makes blocks for nothing.
+ */
+#define IN_VAIN_MOST 8u
+
+static bool is_away(const u8 *hva)
+{
+	return (uintptr_t)hva & AWAY;
+}
+
+static void kill_all(struct jit *j, struct jpage *p)
+{
+	for (; p->tbs; p->tbs = p->tbs->page_next)
+		tb_kill(j, p->tbs);
+	recount(p);
+}
+
+static void forget_page(struct jit *j, struct jpage *away)
+{
+	struct jpage **at;
+
+	kill_all(j, away);
+	for (at = &j->pages[hash_page(away->hva)]; *at != away; at = &(*at)->next)
+		;
+	*at = away->next;
+	away->next = j->spare;
+	j->spare = away;
+}
+
+static void forget_oldest(struct jit *j, u64 rip, u32 key)
+{
+	const struct tb *oldest = NULL;
+	unsigned n = 0;
+
+	for (const struct tb *tb = j->hash[tb_hash(rip, key)]; tb; tb = tb->next)
+		if (tb->rip == rip && tb->key == key && is_away(tb->hva)) {
+			oldest = tb;
+			n++;
+		}
+	if (n >= AWAY_MOST)
+		forget_page(j, page_find(j, oldest->hva - (oldest->rip & ~PAGE_MASK)));
+}
+
+/* The page has other bytes now, or is about to: it keeps no block. Nobody is left in one. */
+static void put_away(struct jit *j, struct jpage *p)
+{
+	struct jpage *away;
+
+	if (p->in_vain >= IN_VAIN_MOST) {
+		kill_all(j, p);
+		return;
+	}
+	p->in_vain++;
+	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
+		forget_oldest(j, tb->rip, tb->key);
+	away = j->spare;
+	if (away)
+		j->spare = away->next;
+	else
+		away = meta_alloc(j, sizeof(*away));
+	memset(away, 0, sizeof(*away));
+	away->hva = (const u8 *)(uintptr_t)(AWAY | ++j->n_away << PAGE_SHIFT);
+	away->next = j->pages[hash_page(away->hva)];
+	j->pages[hash_page(away->hva)] = away;
+	take(j, away, p);
+}
+
+/* Some granule changed. Single blocks of other bytes are dead; a page that is another one by now may come back. */
+static void validate_page(struct jit *j, struct jpage *p)
+{
+	unsigned same = 0, changed = 0;
+
+	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
+		if (same_bytes(p->hva, tb))
+			same++;
+		else
+			changed++;
+	if (changed > same)
+		put_away(j, p);
+	else
+		validate_blocks(j, p);
+}
+
+/* The page of a block is put away, or has other bytes there by now. */
+static bool is_stale(const struct jit *j, const struct jpage *p)
+{
+	return is_away(p->hva) || (gpa_to_hva(j->v->mmu.vm, p->gpa) == p->hva && user_reachable(p->hva, false) &&
+	                           !same_granules(p, p->granules));
+}
+
+struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block)
+{
+	struct jpage *from = page_find(j, block->hva - (block->rip & ~PAGE_MASK));
+	const u8 *hva = p->hva + (block->rip & ~PAGE_MASK);
+	u64 rip = block->rip;
+	u32 key = block->key;
+
+	if (!from || from == p || block->dead || !same_bytes(p->hva, block) || !is_stale(j, from))
+		return NULL;
+	take(j, p, from);
+	p->in_vain = 0;
+	j->n.adopted++;
+	if (is_away(from->hva)) {
+		forget_page(j, from);
+	} else {
+		from->watched = false;
+		from->foreign = 0;
+		pthread_mutex_lock(&lock);
+		let_go(j, from->gpa);
+		pthread_mutex_unlock(&lock);
+	}
+	validate_blocks(j, p);
+	return tb_lookup(j, rip, hva, key);
+}
+
+void page_leave(struct jit *j, struct jpage *p)
+{
+	if (p->tbs)
+		put_away(j, p);
+}
+
 void page_validate(struct jit *j, struct jpage *p)
 {
 	if (!same_granules(p, p->granules))
-		validate_blocks(j, p);
+		validate_page(j, p);
 	p->epoch = j->epoch;
 }
 
@@ -402,6 +567,15 @@ void page_straddles(struct jit *j, struct tb *tb, unsigned off)
 	page_drop(j, tb);
 }
 
+/* The kernel of a guest writes to a page of programs: mostly all of it, for another use. */
+static bool is_reused(const struct jit *j, const struct jpage *p)
+{
+	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
+		if (!(tb->key & KEY_USER))
+			return false;
+	return j->v->cpl < 3;
+}
+
 /* Kills the blocks of a page that depend on [off, off + len). */
 static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
 {
@@ -409,6 +583,11 @@ static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
 
 	if (!(p->granules & granules_of(off, len)))
 		return;
+	if (is_reused(j, p)) {
+		put_away(j, p);
+		j->left = true;
+		return;
+	}
 	for (struct tb **t = &p->tbs; *t;) {
 		bool hit = false;
 
@@ -479,15 +658,6 @@ void jit_code_written(struct mmu *m, gpa_t gpa, unsigned len)
 /* Stores of others after which a page is given up though they left some of its blocks alone. */
 #define FOREIGN_MOST 4
 
-static void kill_blocks(struct jit *j, struct jpage *p)
-{
-	while (p->tbs) {
-		tb_kill(j, p->tbs);
-		p->tbs = p->tbs->page_next;
-	}
-	recount(p);
-}
-
 /* Another vCPU wrote to the page, or is about to. */
 static void foreign_page(struct jit *j, gpa_t gpa)
 {
@@ -496,11 +666,11 @@ static void foreign_page(struct jit *j, gpa_t gpa)
 
 	/* Nobody wants to run there now, and the client may have taken the memory away. */
 	if (p && p->tbs && !user_reachable(hva, false))
-		kill_blocks(j, p);
+		kill_all(j, p);
 	else if (p && p->tbs && !same_granules(p, p->granules))
-		validate_blocks(j, p);
+		validate_page(j, p);
 	if (p && p->tbs && ++p->foreign >= FOREIGN_MOST)
-		kill_blocks(j, p);
+		put_away(j, p);
 	if (p) {
 		p->epoch = ~0ull;
 		if (p->tbs)

@@ -11,19 +11,30 @@ void *meta_alloc(struct jit *j, size_t size)
 	return p;
 }
 
-static unsigned hash_of(u64 rip, u32 key)
-{
-	return (unsigned)((rip ^ rip >> 15 ^ key << 3) & (HASH_SIZE - 1));
-}
-
 struct tb *tb_lookup(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 {
 	struct tb *tb;
 
-	for (tb = j->hash[hash_of(rip, key)]; tb; tb = tb->next)
+	for (tb = j->hash[tb_hash(rip, key)]; tb; tb = tb->next)
 		if (tb->rip == rip && tb->hva == hva && tb->key == key)
 			break;
 	return tb;
+}
+
+/* A block of the same address and key on another page that may come here: NULL if there is none. */
+static struct tb *adopt(struct jit *j, u64 rip, u32 key, struct jpage *page)
+{
+	struct tb *tb, *next;
+
+	for (tb = j->hash[tb_hash(rip, key)]; tb; tb = next) {
+		next = tb->next;
+		if (tb->rip == rip && tb->key == key) {
+			tb = page_adopt(j, page, tb);
+			if (tb)
+				return tb;
+		}
+	}
+	return NULL;
 }
 
 static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
@@ -98,15 +109,19 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 	}
 	if (unlikely(page->epoch != j->epoch))
 		page_validate(j, page);
+	if (unlikely(j->chaos.on) && chaos_rnd(j, 32) == 0)
+		page_leave(j, page);
 	tb = tb_lookup(j, rip, p, key);
+	if (unlikely(!tb))
+		tb = adopt(j, rip, key, page);
 	if (unlikely(!tb)) {
 		tb = translate(j, rip, p, key, page);
 		if (!tb) {
 			*out = NULL;
 			return STEP_OK;
 		}
-		tb->next = j->hash[hash_of(rip, key)];
-		j->hash[hash_of(rip, key)] = tb;
+		tb->next = j->hash[tb_hash(rip, key)];
+		j->hash[tb_hash(rip, key)] = tb;
 	}
 	tb_entered(v, tb, page);
 	*out = tb;
@@ -166,7 +181,7 @@ void tb_kill(struct jit *j, struct tb *tb)
 	struct jc_entry *jc = jc_of(j, tb->rip);
 	struct tb **p;
 
-	for (p = &j->hash[hash_of(tb->rip, tb->key)]; *p; p = &(*p)->next)
+	for (p = &j->hash[tb_hash(tb->rip, tb->key)]; *p; p = &(*p)->next)
 		if (*p == tb) {
 			*p = tb->next;
 			break;
@@ -234,6 +249,7 @@ void tb_flush(struct jit *j)
 	}
 	memset(j->front->cell, 0, j->n_guards * sizeof(*j->front->cell));
 	j->meta_used = 16; /* 0 is no address */
+	j->spare = NULL;
 	j->n_calls = j->n_sites = j->link = 0;
 	j->cs[0] = (struct code_seg){0, 0xffffffffu};
 	j->n_cs = 1;

@@ -567,6 +567,95 @@ TEST(address_spaces_without_global_pages)
 	two_spaces(0);
 }
 
+/* ---- a program that is read anew into other memory -----------------------------------------------------------------
+ */
+
+#define PARTS 16u
+#define PIECES 100u
+#define PART_AT 0x40000000ul /* linear, by its own page table */
+#define PART_TABLE 0x10000
+#define PART_RAM 0x200000
+
+/* Maps PART_AT to the page at `to`, empties the TLB, runs LOOP twice; EAX at its end. */
+static uint32_t run_mapped(struct guest *g, unsigned to)
+{
+	struct kvm_sregs s;
+	struct kvm_regs r;
+
+	put64(g, PART_TABLE, to | 3);
+	for (unsigned n = 0; n < 2; n++) {
+		if (kioctl(g->vcpu, KVM_GET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_GET_SREGS, &s) < 0)
+			return 0;
+		r.rip = LOOP;
+		r.rsp = STACK;
+		s.cr3 = 0;
+		if (kioctl(g->vcpu, KVM_SET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0)
+			return 0;
+		s.cr3 = PML4;
+		if (kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0 || guest_run(g) < 0 || g->run->exit_reason != KVM_EXIT_IO)
+			return 0;
+	}
+	return *(uint32_t *)(void *)guest_io(g);
+}
+
+/* Page n of the program: 100 times add eax, n + 1; jmp behind it. Then the next page, or back. */
+static void put_part(uint8_t *page, unsigned n)
+{
+	const uint8_t piece[] = {0x83, 0xc0, (uint8_t)(n + 1), 0xeb, 0x00}, ret = 0xc3;
+	int32_t next = (int32_t)(4096 - PIECES * sizeof(piece) - 5);
+
+	memset(page, 0xcc, 4096);
+	for (unsigned k = 0; k < PIECES; k++)
+		memcpy(page + k * sizeof(piece), piece, sizeof(piece));
+	page += PIECES * sizeof(piece);
+	*page = n + 1 < PARTS ? 0xe9 : ret;
+	if (n + 1 < PARTS)
+		memcpy(page + 1, &next, 4);
+}
+
+/* As when a guest starts a program from virtio-fs again and again: its pages come to memory that held others of it. It
+ * does what it is made of, and is not translated again. */
+TEST(program_comes_back_elsewhere)
+{
+	long before = 0, after;
+	struct kvm_regs r;
+	struct kvm_sregs s;
+	struct guest g;
+
+	CHECK_EQ(open64(&g, false), 0);
+	CODE(&g, LOOP, 0xbb, 0x00, 0x00, 0x00, 0x40, 0x31, 0xc0, 0xff, 0xd3, 0xe7,
+	     0x10); /* call PART_AT; out 0x10, eax */
+	CHECK_EQ(start64(&g, g.vcpu, LOOP, STACK, false), 0);
+	put64(&g, PML4 + 0x3000, PART_TABLE | 7);
+	for (unsigned round = 0; round < 20; round++) {
+		for (unsigned n = 0; n < PARTS; n++) {
+			unsigned to = PART_RAM + (n * 5 + round * 3) % (PARTS + 2) * 4096;
+
+			put_part(g.ram + to, n);
+			put64(&g, PART_TABLE + n * 8, to | 3);
+		}
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_REGS, &r), 0);
+		r.rip = LOOP;
+		r.rsp = STACK;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_REGS, &r), 0);
+		/* With its TLB emptied. */
+		CHECK_EQ(kioctl(g.vcpu, KVM_GET_SREGS, &s), 0);
+		s.cr3 = 0;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+		s.cr3 = PML4;
+		CHECK_EQ(kioctl(g.vcpu, KVM_SET_SREGS, &s), 0);
+		CHECK_EQ(guest_run(&g), 0);
+		CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
+		CHECK_EQ(*(uint32_t *)(void *)guest_io(&g), PIECES * PARTS * (PARTS + 1) / 2);
+		if (round == 3)
+			before = guest_counter(&g, "translations");
+	}
+	after = guest_counter(&g, "translations");
+	/* None at all: Linux, the interpreter. */
+	CHECK(after - before < 2 * (long)PARTS * (long)PIECES);
+	guest_close(&g);
+}
+
 /* ---- more code than fits ---------------------------------------------------------------------------------------- */
 
 #define MANY 40000u

@@ -153,31 +153,6 @@ TEST(pit_ticks)
 	guest_close(&g);
 }
 
-/* A counter of the vCPU by its name; -1: there is none. */
-static long counter(struct guest *g, const char *name)
-{
-	int fd = (int)kioctl(g->vcpu, KVM_GET_STATS_FD, 0L);
-	struct kvm_stats_header head;
-	struct kvm_stats_desc *d;
-	char buf[256];
-	long val = -1;
-
-	if (fd < 0 || pread(fd, &head, sizeof(head), 0) != sizeof(head) || head.name_size > 128)
-		return -1;
-	d = (struct kvm_stats_desc *)(void *)buf;
-	for (unsigned n = 0; n < head.num_desc && val < 0; n++) {
-		size_t size = sizeof(*d) + head.name_size;
-
-		if (pread(fd, buf, size, (off_t)(head.desc_offset + n * size)) != (ssize_t)size)
-			break;
-		if (!strcmp(buf + sizeof(*d), name) &&
-		    pread(fd, &val, sizeof(val), (off_t)(head.data_offset + d->offset)) != sizeof(val))
-			val = -1;
-	}
-	close(fd);
-	return val;
-}
-
 /* Halts of a millisecond: too long to be looked for, until the client says otherwise. */
 TEST(short_halts_are_looked_for)
 {
@@ -203,9 +178,10 @@ TEST(short_halts_are_looked_for)
 			CHECK_EQ(g.run->io.port, 0x80);
 		}
 		if (!longer)
-			CHECK(counter(&g, "halt_attempted_poll") >= 0 && counter(&g, "halt_attempted_poll") < 50);
+			CHECK(guest_counter(&g, "halt_attempted_poll") >= 0 &&
+			      guest_counter(&g, "halt_attempted_poll") < 50);
 		else if (sysconf(_SC_NPROCESSORS_ONLN) > 1)
-			CHECK(counter(&g, "halt_attempted_poll") > 10); /* fewer on a busy machine */
+			CHECK(guest_counter(&g, "halt_attempted_poll") > 10); /* fewer on a busy machine */
 		guest_close(&g);
 	}
 }

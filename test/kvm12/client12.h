@@ -139,6 +139,31 @@ static inline uint8_t *guest_io(struct guest *g)
 	return (uint8_t *)g->run + g->run->io.data_offset;
 }
 
+/* A counter of the vCPU by its name; -1: there is none. */
+static inline long guest_counter(struct guest *g, const char *name)
+{
+	int fd = (int)kioctl(g->vcpu, KVM_GET_STATS_FD, 0L);
+	struct kvm_stats_header head;
+	struct kvm_stats_desc *d;
+	char buf[256];
+	long val = -1;
+
+	if (fd < 0 || pread(fd, &head, sizeof(head), 0) != sizeof(head) || head.name_size > 128)
+		return -1;
+	d = (struct kvm_stats_desc *)(void *)buf;
+	for (unsigned n = 0; n < head.num_desc && val < 0; n++) {
+		size_t size = sizeof(*d) + head.name_size;
+
+		if (pread(fd, buf, size, (off_t)(head.desc_offset + n * size)) != (ssize_t)size)
+			break;
+		if (!strcmp(buf + sizeof(*d), name) &&
+		    pread(fd, &val, sizeof(val), (off_t)(head.data_offset + d->offset)) != sizeof(val))
+			val = -1;
+	}
+	close(fd);
+	return val;
+}
+
 /* Copies code into guest memory. */
 #define CODE(g, at, ...)                                                                                               \
 	do {                                                                                                           \
