@@ -576,28 +576,6 @@ TEST(address_spaces_without_global_pages)
 #define PART_TABLE 0x10000
 #define PART_RAM 0x200000
 
-/* Maps PART_AT to the page at `to`, empties the TLB, runs LOOP twice; EAX at its end. */
-static uint32_t run_mapped(struct guest *g, unsigned to)
-{
-	struct kvm_sregs s;
-	struct kvm_regs r;
-
-	put64(g, PART_TABLE, to | 3);
-	for (unsigned n = 0; n < 2; n++) {
-		if (kioctl(g->vcpu, KVM_GET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_GET_SREGS, &s) < 0)
-			return 0;
-		r.rip = LOOP;
-		r.rsp = STACK;
-		s.cr3 = 0;
-		if (kioctl(g->vcpu, KVM_SET_REGS, &r) < 0 || kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0)
-			return 0;
-		s.cr3 = PML4;
-		if (kioctl(g->vcpu, KVM_SET_SREGS, &s) < 0 || guest_run(g) < 0 || g->run->exit_reason != KVM_EXIT_IO)
-			return 0;
-	}
-	return *(uint32_t *)(void *)guest_io(g);
-}
-
 /* Page n of the program: 100 times add eax, n + 1; jmp behind it. Then the next page, or back. */
 static void put_part(uint8_t *page, unsigned n)
 {
