@@ -56,7 +56,7 @@ def ovmf(machine, **settings):
 
 @scenario("OVMF and GRUB from disk, pc")
 def ovmf_pc():
-    # It maps all the physical addresses of the host's processor: 48 bits take a GiB of page tables.
+    # It maps the physical addresses of the host's processor, up to 47 bits, by 2 MiB pages: half a GiB of page tables.
     ovmf("pc", memory="2048")
 
 
