@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import os
+import re
 import threading
 import time
 
@@ -39,8 +40,11 @@ def pci(memory="512"):
 
 
 def mmio():
+    """Of microvm. Linux restarts it, under TCG too, by a jump to the firmware's entry, not by a reset: QEMU hears nothing,
+    and how the firmware fares in used memory is chance (it boots, faults three times, runs into nowhere). A triple fault is
+    a reset."""
     return (
-        kernel()
+        kernel(APPEND + " reboot=t")
         + drive("virtio-blk-device")
         + user_net("virtio-net-device")
         + ["-device", "virtio-rng-device", "-m", "512"]
@@ -110,16 +114,19 @@ def rng(m):
 
 def quiet_log(m, own_apic=False):
     """Nothing in the kernel's log that tells of a lost interrupt or a clock gone wrong. With QEMU's APIC the guest's WRMSR
-    of the vector of async page faults fails, as on Linux' KVM, and it shows a call trace. With the interpreter a tick of
-    the RTC may be late by more than a tick."""
-    late = " | grep -v 'hpet: Lost . RTC'" if Settings.engine == "interp" else ""
+    of the vector of async page faults fails, as on Linux' KVM, and it shows a call trace. With the interpreter, or where
+    other processes keep QEMU waiting, a tick of the RTC may be late by more than a tick (16 ms), and loops that the kernel
+    counts between two ticks may come out unequal."""
+    bad = [
+        "rcu.*stall", "lockup", "lost .*(irq|interrupt)", "nobody cared", "skew is too large", "blocked for more", "BUG:",
+        "BIOS bug", r"\bOops\b", "general protection", "hardware error", r"calibrate_delay_direct\(\) (failed|dropping)",
+    ] + ([] if own_apic else ["Call Trace"])  # fmt: skip
+    late = "hpet: Lost . RTC|calibrate_delay_direct"
     with step("kernel log", m):
-        bad = m.sh(
-            "dmesg | grep -iE 'rcu.*stall|lockup|lost .*(irq|interrupt)|nobody cared|skew is too large|blocked for more|BUG:|BIOS bug'"
-            "'|Oops|%sgeneral protection|hardware error'%s | head -5" % ("" if own_apic else "Call Trace|", late),
-            check=False,
-        )
-        require(not bad, bad)
+        excused = Settings.engine == "interp" or m.kept_waiting()
+        found = m.sh("dmesg | grep -iE '%s' | head -50" % "|".join(bad), check=False).split("\n")
+        found = [line for line in found if line and not (excused and re.search(late, line))]
+        require(not found, "\n".join(found[:5]))
 
 
 def reboots(m, cpus):

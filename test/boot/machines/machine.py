@@ -90,6 +90,20 @@ class Machine:
     def tail(self):
         return self.text[-1500:]
 
+    def kept_waiting(self):
+        """Whether the host let QEMU's threads wait for a processor for long, against what it let them run."""
+        ran = waited = 0
+        tasks = "/proc/%d/task" % self.process.pid
+        for task in os.listdir(tasks):
+            try:
+                with open("%s/%s/schedstat" % (tasks, task)) as f:
+                    a, b = f.read().split()[:2]
+            except OSError:  # it has ended, or the kernel does not count
+                continue
+            ran += int(a)
+            waited += int(b)
+        return waited > ran / 4
+
     # The ports.
 
     def pump(self, seconds):
