@@ -5,6 +5,9 @@
  * code, reads the counter and sets the event; the run must end before the counter has gone on by more than what 20 µs
  * of guest time are worth. Counting instructions and not time, the test does not mind a busy machine.
  *
+ * And how long it takes to drop all code when its memory is full, against the translation of a MiB: processor time, in
+ * ratio.
+ *
  * At 1.5 ns for a counting instruction (a read-modify-write of memory with its TLB check) 20 µs are some 13,000 of
  * them; at 32 bytes/ns, 640 KiB of a string instruction. The limits are stricter.
  */
@@ -13,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <time.h>
 
 #include "../../src/jit/emit.h"
 #include "../../src/jit/jit.h"
@@ -306,6 +310,59 @@ static void all(enum decode_mode mode, const char *suffix)
 	}
 }
 
+/* ---- eviction --------------------------------------------------------------------------------------------------- */
+
+#define ROUNDS 9
+
+/* Processor time in ns of a run from `entry` to the shutdown at the code's end, which begins with dropping all code. */
+static u64 dropped_run(u64 entry)
+{
+	struct vcpu *v = mach.v;
+	struct timespec a, b;
+
+	machine_set_mode(&mach, DECODE_64);
+	v->r[R_RIP] = CODE + entry;
+	v->r[R_RDI] = DATA;
+	v->rflags = FLAGS_FIXED;
+	jit_flush(v);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
+	jit_run(v);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
+	return (u64)(b.tv_sec - a.tv_sec) * 1000000000 + (u64)b.tv_nsec - (u64)a.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b)
+{
+	return *(const u64 *)a < *(const u64 *)b ? -1 : 1;
+}
+
+static void eviction(void)
+{
+	u64 all[ROUNDS], last[ROUNDS], at;
+
+	if (!mach.v->jit)
+		return;
+	e.p = code;
+	e.delta = (s64)(CODE - (u64)(uintptr_t)code);
+	while (e.p < code + CODE_SIZE - 64)
+		count();
+	at = (u64)(e.p - code);
+	e2(&e, 0x0b0f); /* ud2, and there is no IDT */
+	for (unsigned n = 0; n < ROUNDS; n++) {
+		*(u32 *)(void *)data = 0;
+		all[n] = dropped_run(0);
+		if (mach.v->exit.reason != EXIT_SHUTDOWN || *(u32 *)(void *)data != at / 2)
+			failed++;
+		last[n] = dropped_run(at);
+	}
+	qsort(all, ROUNDS, sizeof(*all), by_size);
+	qsort(last, ROUNDS, sizeof(*last), by_size);
+	printf("dropping all code: %llu us, a MiB of code: %llu us\n", (unsigned long long)last[ROUNDS / 2] / 1000,
+	       (unsigned long long)all[ROUNDS / 2] / 1000);
+	verdict("dropping all code, thousandths of translating a MiB", last[ROUNDS / 2] * 50 < all[ROUNDS / 2],
+	        last[ROUNDS / 2] * 1000 / all[ROUNDS / 2], 20);
+}
+
 int main(void)
 {
 	signal(SIGALRM, on_alarm);
@@ -314,6 +371,7 @@ int main(void)
 	data = add_window(DATA, DATA_SIZE);
 	all(DECODE_64, "");
 	all(DECODE_32, ", 32-bit");
+	eviction();
 	printf("%u passed, %u failed\n", passed, failed);
 	return failed != 0;
 }
