@@ -31,7 +31,7 @@ $(T)/api12-linked $(T)/errors12-linked $(T)/chips12-linked $(T)/more12-linked $(
 		$(ENGINE_LIBS)
 
 # The shim: programs, signals, descriptors around /dev/kvm.
-SHIM_TESTS := programs signals filter memory fds
+SHIM_TESTS := programs roots signals filter memory fds
 $(addprefix $(T)/,$(SHIM_TESTS)): $(T)/%: test/shim/%.c | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	@echo "  LINK $@"

@@ -20,6 +20,7 @@
 
 #include "../base/sys.h"
 #include "../base/types.h"
+#include "root.h"
 
 #define LOADER "devkvm-load"
 #define SCRIPTS_DEEP 5 /* as the kernel follows them */
@@ -133,16 +134,25 @@ bool exec_file_is_static(int dirfd, const char *path)
 	return path && is_static(dirfd, path, 0);
 }
 
-bool exec_is_static(int dirfd, const char *path)
+void exec_lost(const char *path)
+{
+	dprintf(2,
+	        "devkvm: %s starts without devkvm's /dev/kvm: devkvm's files are not visible to it; install devkvm "
+	        "below a "
+	        "directory that the sandbox shows, such as /usr\n",
+	        path);
+}
+
+bool exec_is_static(const struct root_files *f, int dirfd, const char *path)
 {
 	const char *loader;
 
 	if (!exec_file_is_static(dirfd, path))
 		return false;
 	loader = exec_loader();
-	if (loader && syscall(SYS_access, loader, X_OK) == 0)
+	if ((loader && syscall(SYS_access, loader, X_OK) == 0) || root_left(f))
 		return true;
-	dprintf(2, "devkvm: " LOADER " cannot be reached; %s, statically linked, starts without a /dev/kvm\n", path);
+	exec_lost(path);
 	return false;
 }
 

@@ -7,12 +7,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+struct root_files;
+
 /* Is the program at `path` (from dirfd, as in execveat) statically linked, or a script of one, and can devkvm-load
- * start it? Says so on stderr when only the loader is missing. errno is kept. Allocates nothing: it may be called in a
- * vfork()ed child. */
-bool exec_is_static(int dirfd, const char *path);
+ * start it, by its path or as root.h says? Says so on stderr when only the loader is missing. errno is kept. Allocates
+ * nothing: it may be called in a vfork()ed child. */
+bool exec_is_static(const struct root_files *f, int dirfd, const char *path);
 /* The first half of the question. */
 bool exec_file_is_static(int dirfd, const char *path);
+/* Says on stderr that a program will not find our library. */
+void exec_lost(const char *path);
 /* Where devkvm-load lies; NULL: nobody knows. */
 const char *exec_loader(void);
 /* Its arguments for the program `path` with `argv`: `out` has room for exec_argc(argv) + EXEC_MORE pointers. */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "front.h"
+#include "root.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -26,7 +27,9 @@ extern int __dup2(int old, int new);
 
 EXPORT int close(int fd)
 {
-	return front_is_ours(fd) ? front_close(fd) : __close(fd);
+	if (front_is_ours(fd))
+		return front_close(fd);
+	return root_keeps(root_files(), fd) ? 0 : __close(fd);
 }
 
 /* The same function by a name that nobody else can take. */
@@ -68,7 +71,7 @@ EXPORT int close_range(unsigned first, unsigned last, int flags)
 	int rc;
 
 	front_forget(first, last);
-	rc = (int)syscall(SYS_close_range, first, last, flags);
+	rc = root_close_range(root_files(), first, last, flags);
 	front_forget(first, last);
 	if (rc == 0 && !(flags & CLOSE_RANGE_CLOEXEC))
 		front_reap();
@@ -84,7 +87,7 @@ static void close_each_from(int first)
 	while (dir && (d = readdir(dir)) != NULL) {
 		int fd = atoi(d->d_name);
 
-		if (d->d_name[0] != '.' && fd >= first && fd != dirfd(dir))
+		if (d->d_name[0] != '.' && fd >= first && fd != dirfd(dir) && !root_keeps(root_files(), fd))
 			__close(fd);
 	}
 	if (dir)
@@ -96,7 +99,7 @@ EXPORT void closefrom(int first)
 	if (first < 0)
 		first = 0;
 	front_forget((unsigned)first, ~0u);
-	if (syscall(SYS_close_range, (unsigned)first, ~0u, 0) < 0)
+	if (root_close_range(root_files(), (unsigned)first, ~0u, 0) < 0)
 		close_each_from(first);
 	front_reap();
 }

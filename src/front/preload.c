@@ -6,12 +6,15 @@
  */
 #define _GNU_SOURCE
 #include "front.h"
+#include "exec.h"
 #include "real.h"
+#include "root.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <linux/close_range.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,6 +22,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -319,7 +323,44 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags)
 	return REAL(sendmmsg)(fd, m, n, flags);
 }
 
+/* ---- before what the process sees of the file system changes
+ * ---------------------------------------------------------------------------- */
+
+static void leaving(void)
+{
+	root_leaving(root_files(), exec_loader(), NULL);
+}
+
+EXPORT int chroot(const char *path)
+{
+	leaving();
+	return REAL(chroot)(path);
+}
+
+EXPORT int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data)
+{
+	leaving();
+	return REAL(mount)(source, target, type, flags, data);
+}
+
+EXPORT int unshare(int flags)
+{
+	if (flags & CLONE_NEWNS)
+		leaving();
+	return REAL(unshare)(flags);
+}
+
+EXPORT int setns(int fd, int type)
+{
+	leaving();
+	return REAL(setns)(fd, type);
+}
+
 __attribute__((constructor)) static void preload_init(void)
 {
+	const char *files = getenv(ROOT_VARIABLE);
+
 	front_trust_numbers();
+	if (files)
+		root_adopt_variable(files);
 }

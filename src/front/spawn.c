@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "exec.h"
 #include "real.h"
+#include "root.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,15 +27,15 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* The program that execvp() would start, when it is static. */
-static bool find_static(const char *name, char *path)
+/* The program that execvp() would start. False: there is none. */
+static bool find(const char *name, char *path)
 {
 	const char *dirs = getenv("PATH");
 
 	if (!name || !*name)
 		return false;
 	if (strchr(name, '/')) {
-		if (strlen(name) >= PATH_MAX || !exec_is_static(AT_FDCWD, name))
+		if (strlen(name) >= PATH_MAX)
 			return false;
 		strcpy(path, name);
 		return true;
@@ -47,23 +48,88 @@ static bool find_static(const char *name, char *path)
 			sprintf(path, "%.*s/%s", n ? (int)n : 1, n ? dirs : ".", name);
 			if (syscall(SYS_access, path, X_OK) == 0 &&
 			    syscall(SYS_newfstatat, AT_FDCWD, path, &st, 0) == 0 && S_ISREG(st.st_mode))
-				return exec_is_static(AT_FDCWD, path);
+				return true;
 		}
 		dirs += n + (dirs[n] == ':');
 	}
 	return false;
 }
 
+/* A start on its way: what the door calls at the end, with what the program is to get. */
+struct start {
+	const char *path; /* of the program; NULL: only the kernel knows */
+	char *const *argv, *const *envp;
+	/* `file` NULL: the program, as the client named it. */
+	int (*go)(const struct start *s, const char *file, char *const argv[], char *const envp[]);
+	/* For go(). */
+	const char *name;
+	int fd, flags;
+	pid_t *pid;
+	const posix_spawn_file_actions_t *actions;
+	const posix_spawnattr_t *attr;
+};
+
+static int start_static(const struct start *s, bool left, struct root_exec *x, char *const envp[])
+{
+	char *args[ROOT_EXEC_ARGS + exec_argc(s->argv) + EXEC_MORE];
+
+	if (!left) {
+		exec_loader_argv(args, s->path, s->argv);
+		return s->go(s, exec_loader(), args, envp);
+	}
+	exec_loader_argv(args + ROOT_EXEC_ARGS - 1, s->path, s->argv);
+	return s->go(s, root_exec(root_files(), x, args), args, envp);
+}
+
+/* Where our library has no path, what leads to it in the environment is changed. */
+static int start_hidden(const struct start *s, bool is_static)
+{
+	size_t n = exec_argc(s->envp), k = 0;
+	bool left = root_left(root_files()), ours = false;
+	char *env[n + 2];
+	struct root_exec x;
+
+	for (size_t e = 0; e < n; e++) {
+		char *changed;
+
+		env[k++] = s->envp[e];
+		if (strncmp(s->envp[e], ROOT_VARIABLE "=", strlen(ROOT_VARIABLE "=")) == 0) {
+			k--;
+		} else if (root_names_us(s->envp[e])) {
+			ours = true;
+			changed = left ? root_variable(root_files(), &x, s->envp[e]) : NULL;
+			if (changed)
+				env[k - 1] = changed;
+		}
+	}
+	if (ours && left)
+		env[k++] = root_files_variable(root_files(), &x);
+	env[k] = NULL;
+	if (left)
+		root_set_cloexec(root_files(), false);
+	else if (ours && s->path && syscall(SYS_access, s->path, X_OK) == 0 && !exec_file_is_static(AT_FDCWD, s->path))
+		exec_lost(s->path);
+	return is_static ? start_static(s, left, &x, env) : s->go(s, NULL, s->argv, env);
+}
+
+static int start(const struct start *s)
+{
+	bool is_static = s->path && exec_is_static(root_files(), AT_FDCWD, s->path);
+
+	if (root_hidden())
+		return start_hidden(s, is_static);
+	/* Nothing but what the kernel looks at is looked at: pointers may be bad. */
+	return is_static ? start_static(s, false, NULL, s->envp) : s->go(s, NULL, s->argv, s->envp);
+}
+
+static int go_execve(const struct start *s, const char *file, char *const argv[], char *const envp[])
+{
+	return REAL(execve)(file ? file : s->name, argv, envp);
+}
+
 EXPORT int execve(const char *path, char *const argv[], char *const envp[])
 {
-	if (!exec_is_static(AT_FDCWD, path))
-		return REAL(execve)(path, argv, envp);
-	{
-		char *args[exec_argc(argv) + EXEC_MORE];
-
-		exec_loader_argv(args, path, argv);
-		return REAL(execve)(exec_loader(), args, envp);
-	}
+	return start(&(struct start){.path = path, .name = path, .argv = argv, .envp = envp, .go = go_execve});
 }
 
 EXPORT int execv(const char *path, char *const argv[])
@@ -71,62 +137,81 @@ EXPORT int execv(const char *path, char *const argv[])
 	return execve(path, argv, environ);
 }
 
+static int go_execvpe(const struct start *s, const char *file, char *const argv[], char *const envp[])
+{
+	return file ? REAL(execve)(file, argv, envp) : REAL(execvpe)(s->name, argv, envp);
+}
+
 EXPORT int execvpe(const char *name, char *const argv[], char *const envp[])
 {
 	char path[PATH_MAX];
 
-	return find_static(name, path) ? execve(path, argv, envp) : REAL(execvpe)(name, argv, envp);
+	return start(&(struct start){
+	        .path = find(name, path) ? path : NULL, .name = name, .argv = argv, .envp = envp, .go = go_execvpe});
 }
 
 EXPORT int execvp(const char *name, char *const argv[])
 {
-	char path[PATH_MAX];
+	return execvpe(name, argv, environ);
+}
 
-	return find_static(name, path) ? execve(path, argv, environ) : REAL(execvp)(name, argv);
+static int go_fexecve(const struct start *s, const char *file, char *const argv[], char *const envp[])
+{
+	return file ? REAL(execve)(file, argv, envp) : REAL(fexecve)(s->fd, argv, envp);
+}
+
+static int go_execveat(const struct start *s, const char *file, char *const argv[], char *const envp[])
+{
+	return file ? REAL(execve)(file, argv, envp) : REAL(execveat)(s->fd, s->name, argv, envp, s->flags);
 }
 
 /* The file is opened by devkvm-load, so its descriptor must live through the start. */
-static int exec_fd(int fd, char *const argv[], char *const envp[])
+static int start_fd(struct start *s)
 {
 	char path[64];
-	int copy = (int)syscall(SYS_fcntl, fd, F_DUPFD, 3);
+	int copy = (int)syscall(SYS_fcntl, s->fd, F_DUPFD, 3), rc, err;
 
-	if (copy < 0)
-		return -1;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", copy);
-	execve(path, argv, envp);
-	syscall(SYS_close, copy);
-	return -1;
+	s->path = copy < 0 ? NULL : path;
+	rc = start(s);
+	err = errno;
+	if (copy >= 0)
+		syscall(SYS_close, copy);
+	errno = err;
+	return rc;
 }
 
-static bool fd_is_static(int fd)
+static int start_by_fd(struct start *s)
 {
 	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	return exec_is_static(AT_FDCWD, path);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
+	s->path = path;
+	return exec_file_is_static(AT_FDCWD, path) ? start_fd(s) : start(s);
 }
 
 EXPORT int fexecve(int fd, char *const argv[], char *const envp[])
 {
-	return fd_is_static(fd) ? exec_fd(fd, argv, envp) : REAL(fexecve)(fd, argv, envp);
+	return start_by_fd(&(struct start){.fd = fd, .argv = argv, .envp = envp, .go = go_fexecve});
 }
 
 EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const envp[], int flags)
 {
+	struct start s = {.fd = dirfd, .name = path, .flags = flags, .argv = argv, .envp = envp, .go = go_execveat};
 	char at[PATH_MAX + 64], first = 0;
 
 	if (user_read(&first, path, 1) < 0)
 		return REAL(execveat)(dirfd, path, argv, envp, flags);
-	if (!first && (flags & AT_EMPTY_PATH) && fd_is_static(dirfd))
-		return exec_fd(dirfd, argv, envp);
-	if (first && !flags && exec_is_static(dirfd, path)) {
-		if (first == '/' || dirfd == AT_FDCWD)
-			return execve(path, argv, envp);
-		snprintf(at, sizeof(at), "/proc/self/fd/%d/%s", dirfd, path);
-		return execve(at, argv, envp);
+	if (!first && (flags & AT_EMPTY_PATH))
+		return start_by_fd(&s);
+	if (first && !flags) {
+		s.path = path;
+		if (first != '/' && dirfd != AT_FDCWD) {
+			snprintf(at, sizeof(at), "/proc/self/fd/%d/%s", dirfd, path);
+			s.path = at;
+		}
 	}
-	return REAL(execveat)(dirfd, path, argv, envp, flags);
+	return start(&s);
 }
 
 /* The arguments of execl() and its like, from `arg` on, which some callers leave NULL. */
@@ -173,22 +258,30 @@ EXPORT int execle(const char *path, const char *arg, ...)
 	return execve(path, argv, envp);
 }
 
-static int spawn_static(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
-                        const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
+static int go_spawn(const struct start *s, const char *file, char *const argv[], char *const envp[])
 {
-	char *args[exec_argc(argv) + EXEC_MORE];
-
-	exec_loader_argv(args, path, argv);
-	return REAL(posix_spawn)(pid, exec_loader(), actions, attr, args, envp);
+	return REAL(posix_spawn)(s->pid, file ? file : s->name, s->actions, s->attr, argv, envp);
 }
 
 EXPORT int posix_spawn(pid_t *restrict pid, const char *restrict path,
                        const posix_spawn_file_actions_t *restrict actions, const posix_spawnattr_t *restrict attr,
                        char *const argv[restrict], char *const envp[restrict])
 {
-	if (exec_is_static(AT_FDCWD, path))
-		return spawn_static(pid, path, actions, attr, argv, envp);
-	return REAL(posix_spawn)(pid, path, actions, attr, argv, envp);
+	return start(&(struct start){.path = path,
+	                             .name = path,
+	                             .argv = argv,
+	                             .envp = envp,
+	                             .pid = pid,
+	                             .actions = actions,
+	                             .attr = attr,
+	                             .go = go_spawn});
+}
+
+static int go_spawnp(const struct start *s, const char *file, char *const argv[], char *const envp[])
+{
+	if (file)
+		return REAL(posix_spawn)(s->pid, file, s->actions, s->attr, argv, envp);
+	return REAL(posix_spawnp)(s->pid, s->name, s->actions, s->attr, argv, envp);
 }
 
 EXPORT int posix_spawnp(pid_t *restrict pid, const char *restrict name,
@@ -197,7 +290,12 @@ EXPORT int posix_spawnp(pid_t *restrict pid, const char *restrict name,
 {
 	char path[PATH_MAX];
 
-	if (find_static(name, path))
-		return spawn_static(pid, path, actions, attr, argv, envp);
-	return REAL(posix_spawnp)(pid, name, actions, attr, argv, envp);
+	return start(&(struct start){.path = find(name, path) ? path : NULL,
+	                             .name = name,
+	                             .argv = argv,
+	                             .envp = envp,
+	                             .pid = pid,
+	                             .actions = actions,
+	                             .attr = attr,
+	                             .go = go_spawnp});
 }

@@ -23,9 +23,9 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdnoreturn.h>
-#include <sys/types.h>
 
 #include "../base/types.h"
+#include "root.h"
 
 struct clone_args;
 
@@ -59,14 +59,6 @@ _Static_assert(offsetof(struct kframe, info) == 8 + 304, "struct rt_sigframe");
 enum { SELECTOR_ALLOW, SELECTOR_DISPATCH };
 
 struct kactions;
-
-/* Files that are open because they have no path any more (static_root.c). */
-#define ROOT_FILES 16
-struct root_files {
-	unsigned n; /* 0: none */
-	int fd[ROOT_FILES];
-	ino_t ino[ROOT_FILES];
-};
 
 struct sthread {
 	struct sthread *self; /* %gs:0 */
@@ -184,29 +176,6 @@ void static_call_init(const char *exe, u64 brk);
 /* The program's file: what /proc/self/exe is for it. */
 const char *static_exe(void);
 long static_copy_path(char *out, u64 user);
-
-/* ---- static_root.c */
-
-#define ROOT_PATH 32
-/* The strings that static_root_exec() points to. */
-struct root_exec {
-	char linker[ROOT_PATH], loader[ROOT_PATH], libraries[ROOT_FILES * ROOT_PATH], files[ROOT_FILES * 12];
-};
-#define ROOT_EXEC_ARGS 6
-
-/* The process' own. */
-struct root_files *static_root_files(void);
-/* The thread is about to change the root directory. */
-void static_root_leaving(struct sthread *t);
-/* Has it, and is what static_root_leaving() opened still there? */
-bool static_root_left(const struct sthread *t);
-/* What /proc/self/exe is then. */
-void static_root_exe(const struct sthread *t, char path[ROOT_PATH]);
-/* What to execute, which goes on as devkvm-load, and its first ROOT_EXEC_ARGS arguments. */
-const char *static_root_exec(const struct sthread *t, struct root_exec *x, char **out);
-void static_root_exec_failed(const struct sthread *t);
-/* In devkvm-load: the argument by which static_root_exec() tells of the files. */
-bool static_root_adopt(const char *arg);
 
 /* ---- static_thread.c */
 

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "../base/bug.h"
+#include "../base/sys.h"
 #include "../base/usercopy.h"
 #include "../kvm/kvm.h"
 #include "exec.h"
@@ -209,14 +210,6 @@ static bool names_exe(const char *path)
 	return end > path + 6 && strcmp(end, "/exe") == 0 && pid == getpid();
 }
 
-static const char *exe_path(const struct sthread *t, char fd_path[ROOT_PATH])
-{
-	if (!static_root_left(t))
-		return exe;
-	static_root_exe(t, fd_path);
-	return fd_path;
-}
-
 enum special { PATH_PLAIN, PATH_KVM, PATH_EXE };
 
 static enum special special_path(int dirfd, u64 user)
@@ -233,13 +226,13 @@ static enum special special_path(int dirfd, u64 user)
 /* The call, whose argument n is a path from dirfd: about /dev/kvm (true), or passed on with the right path. */
 static bool is_kvm_path(struct sthread *t, struct kframe *f, int dirfd, unsigned n, u64 path, long *rc)
 {
-	char fd_path[ROOT_PATH];
+	char room[ROOT_PATH];
 
 	switch (special_path(dirfd, path)) {
 	case PATH_KVM:
 		return true;
 	case PATH_EXE:
-		*rc = pass_with(t, f, n, (u64)(uintptr_t)exe_path(t, fd_path));
+		*rc = pass_with(t, f, n, (u64)(uintptr_t)root_exe(t->files, exe, room));
 		return false;
 	default:
 		*rc = pass(t, f);
@@ -337,62 +330,125 @@ static long call_about(struct sthread *t, struct kframe *f, int dirfd, unsigned 
 /* ---- starting programs
  * ---------------------------------------------------------------------------------------------------- */
 
+/* A pointer vector of the program: how many before the NULL, or -EFAULT. */
+static long count_pointers(u64 vector)
+{
+	long n = 0;
+
+	for (u64 at = 1; vector; n++) {
+		if (user_read(&at, (void *)(uintptr_t)(vector + (u64)n * 8), 8) < 0)
+			return -EFAULT;
+		if (!at)
+			break;
+	}
+	return n;
+}
+
+/* Where our library has no path: the environment that the program gives to another, with what leads there. `out` has
+ * room for two more pointers. False: nothing leads there. */
+static bool change_env(struct sthread *t, const u64 *from, size_t n, struct root_exec *x, u64 *out)
+{
+	bool ours = false;
+	size_t k = 0;
+
+	for (size_t e = 0; e < n; e++) {
+		char variable[PATH_MAX], *changed;
+
+		out[k++] = from[e];
+		if (static_copy_path(variable, from[e]) < 0)
+			continue;
+		if (strncmp(variable, ROOT_VARIABLE "=", strlen(ROOT_VARIABLE "=")) == 0) {
+			k--;
+		} else if (root_names_us(variable)) {
+			ours = true;
+			changed = root_variable(t->files, x, variable);
+			if (changed)
+				out[k - 1] = (u64)(uintptr_t)changed;
+		}
+	}
+	if (ours)
+		out[k++] = (u64)(uintptr_t)root_files_variable(t->files, x);
+	out[k] = 0;
+	return ours;
+}
+
 static long call_execve(struct sthread *t, struct kframe *f, int dirfd, u64 path, u64 argv, u64 envp, u64 flags,
                         unsigned path_n)
 {
-	char name[PATH_MAX], at[PATH_MAX + 64], fd_path[ROOT_PATH];
-	const char *program = name, *own = NULL;
-	bool left = static_root_left(t);
-	size_t n = 0, size;
-	char **args;
-	u64 *from;
+	u64 call[7] = {f->regs.ax, f->regs.di, f->regs.si, f->regs.dx, f->regs.r10, f->regs.r8, f->regs.r9};
+	char name[PATH_MAX], at[PATH_MAX + 64], room[ROOT_PATH];
+	bool hidden = root_hidden(), left = hidden && root_left(t->files), is_static;
+	const char *program = name;
+	long n_args, n_env, rc;
+	struct root_exec x;
+	u64 *env, *args;
+	int copy = -1;
+	size_t size;
 
 	if (static_copy_path(name, path) < 0)
 		return pass(t, f);
-	if (names_exe(name))
-		program = own = exe_path(t, fd_path);
-	else if (!*name && (flags & AT_EMPTY_PATH))
+	if (names_exe(name)) {
+		program = root_exe(t->files, exe, room);
+		call[path_n] = (u64)(uintptr_t)program;
+	} else if (!*name && (flags & AT_EMPTY_PATH)) {
 		program = at, snprintf(at, sizeof(at), "/proc/self/fd/%d", dirfd);
-	else if (dirfd != AT_FDCWD && *name != '/')
+	} else if (dirfd != AT_FDCWD && *name != '/') {
 		program = at, snprintf(at, sizeof(at), "/proc/self/fd/%d/%s", dirfd, name);
-	if (left ? !exec_file_is_static(AT_FDCWD, program) : !exec_is_static(AT_FDCWD, program))
-		return own ? pass_with(t, f, path_n, (u64)(uintptr_t)own) : pass(t, f);
-	/* The file is opened by devkvm-load: a descriptor that closes before is passed on under another number. */
-	if (!*name) {
-		int copy = fcntl(dirfd, F_DUPFD, 3);
-
-		if (copy < 0)
-			return -errno;
-		snprintf(at, sizeof(at), "/proc/self/fd/%d", copy);
 	}
-	for (u64 arg = 1; arg && argv; n++)
-		if (user_read(&arg, (void *)(uintptr_t)(argv + n * 8), 8) < 0)
-			return -EFAULT;
-	n -= n > 0;
-	size = (2 * n + EXEC_MORE + ROOT_EXEC_ARGS + 4) * 8;
-	from = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (from == MAP_FAILED)
+	is_static = exec_is_static(t->files, AT_FDCWD, program);
+	n_args = count_pointers(argv);
+	n_env = count_pointers(envp);
+	/* The kernel says what is wrong with them. */
+	if ((!is_static && !hidden) || n_args < 0 || n_env < 0)
+		return pass_as(t, f, call);
+	size = (size_t)(2 * n_args + 2 * n_env + EXEC_MORE + ROOT_EXEC_ARGS + 8) * 8;
+	env = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (env == MAP_FAILED)
 		return -ENOMEM;
-	if (n && user_read(from, (void *)(uintptr_t)argv, n * 8) < 0)
-		n = 0;
-	args = (char **)(void *)(from + n + 1);
-	exec_loader_argv(args + ROOT_EXEC_ARGS - 1, program, (char **)(void *)from);
-	{
-		struct root_exec x;
-		u64 call[7] = {SYS_execve, (u64)(uintptr_t)exec_loader(), (u64)(uintptr_t)(args + ROOT_EXEC_ARGS - 1),
-		               envp};
-		long rc;
-
-		if (left) {
-			call[1] = (u64)(uintptr_t)static_root_exec(t, &x, args);
-			call[2] = (u64)(uintptr_t)args;
-		}
-		rc = pass_as(t, f, call);
-		if (left)
-			static_root_exec_failed(t);
-		munmap(from, size);
-		return rc;
+	args = env + 2 * n_env + 4;
+	if ((n_env && user_read(env, (void *)(uintptr_t)envp, (size_t)n_env * 8) < 0) ||
+	    (n_args && user_read(args, (void *)(uintptr_t)argv, (size_t)n_args * 8) < 0)) {
+		rc = -EFAULT;
+		goto out;
 	}
+	if (hidden && change_env(t, env, (size_t)n_env, &x, env + n_env + 1)) {
+		if (left)
+			call[path_n + 2] = (u64)(uintptr_t)(env + n_env + 1);
+		else if (syscall(SYS_access, program, X_OK) == 0 && !exec_file_is_static(AT_FDCWD, program))
+			exec_lost(program);
+	}
+	if (is_static) {
+		char **first = (char **)(void *)(args + n_args + 1 + ROOT_EXEC_ARGS - 1);
+
+		/* The file is opened by devkvm-load: a descriptor that closes before is passed on under another number.
+		 */
+		if (!*name) {
+			copy = fcntl(dirfd, F_DUPFD, 3);
+			rc = -errno;
+			if (copy < 0)
+				goto out;
+			snprintf(at, sizeof(at), "/proc/self/fd/%d", copy);
+		}
+		exec_loader_argv(first, program, (char **)(void *)args);
+		call[0] = SYS_execve;
+		call[3] = call[path_n + 2];
+		call[1] = (u64)(uintptr_t)exec_loader();
+		if (left) {
+			first -= ROOT_EXEC_ARGS - 1;
+			call[1] = (u64)(uintptr_t)root_exec(t->files, &x, first);
+		}
+		call[2] = (u64)(uintptr_t)first;
+	}
+	if (left)
+		root_set_cloexec(t->files, false);
+	rc = pass_as(t, f, call);
+	if (left)
+		root_set_cloexec(t->files, true);
+	if (copy >= 0)
+		sys_close(copy);
+out:
+	munmap(env, size);
+	return rc;
 }
 
 /* ---- memory
@@ -486,6 +542,8 @@ static long call_close(struct sthread *t, struct kframe *f)
 
 	if (front_is_ours((int)fd))
 		return front_close((int)fd) < 0 ? -errno : 0;
+	if (root_keeps(t->files, (int)fd))
+		return 0;
 	front_forget(fd, fd);
 	return pass(t, f);
 }
@@ -538,7 +596,7 @@ static long call_close_range(struct sthread *t, struct kframe *f)
 	long rc;
 
 	front_forget((unsigned)f->regs.di, (unsigned)f->regs.si);
-	rc = pass(t, f);
+	rc = root_close_range(t->files, (unsigned)f->regs.di, (unsigned)f->regs.si, (int)f->regs.dx) < 0 ? -errno : 0;
 	if (rc == 0 && !(f->regs.dx & CLOSE_RANGE_CLOEXEC))
 		front_reap();
 	return rc;
@@ -721,7 +779,10 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return static_clone3(t, f, r->di, r->si);
 	case SYS_chroot:
 	case SYS_pivot_root:
-		static_root_leaving(t);
+	case SYS_mount:
+	case SYS_move_mount:
+	case SYS_setns:
+		root_leaving(t->files, exec_loader(), exe);
 		return pass(t, f);
 	case SYS_exit:
 		if (t->ours)

@@ -229,7 +229,7 @@ int devkvm_load(int argc, char **argv, char **envp)
 	u64 sp;
 	int fd, rc;
 
-	if (argc > 1 && static_root_adopt(argv[1]))
+	if (argc > 1 && root_adopt_option(argv[1]))
 		argc--, argv++, args++;
 	if (argc < 3) {
 		fputs("usage: devkvm-load PROGRAM ARGV0 [ARG...]: `devkvm run` starts statically linked programs with "
@@ -258,6 +258,7 @@ int devkvm_load(int argc, char **argv, char **envp)
 		n = readlink(link, real, sizeof(real) - 1);
 		real[n > 0 ? n : 0] = 0;
 	}
+	root_adopt_program(fd);
 	sys_close(fd);
 	t = sthread_main();
 	if (!t)

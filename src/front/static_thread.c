@@ -50,7 +50,7 @@ struct sthread *sthread_main(void)
 		return NULL;
 	t->stack = stack;
 	t->stack_size = STACK_SIZE;
-	t->files = static_root_files();
+	t->files = root_files();
 	return t;
 }
 

@@ -10,7 +10,6 @@
 #include <stddef.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/xattr.h>
 
 #include "shim.h"
@@ -225,74 +224,12 @@ TEST(a_kernel_that_cannot_serve_static_programs)
 }
 #endif
 
-#ifdef STATIC
-#define CANNOT 77
-
-/* An empty root with only /proc, as sandboxes make one for themselves. */
-static void empty_root(const char *dir)
-{
-	char proc[PATH_MAX];
-
-	snprintf(proc, sizeof(proc), "%s/proc", dir);
-	if ((unshare(CLONE_NEWNS) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) ||
-	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("none", dir, "tmpfs", 0, NULL) < 0 ||
-	    mkdir(proc, 0755) < 0 || mount("/proc", proc, NULL, MS_BIND | MS_REC, NULL) < 0)
-		_exit(CANNOT);
-	if (chdir(dir) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
-		_exit(CANNOT + 1);
-}
-
-/* Below it: starts itself once more, then as a child that looks for /dev/kvm. No environment comes along. */
-static int again_main(void)
-{
-	char *argv[] = {"a name", "--child", "b c", NULL}, *none[] = {NULL};
-	int status;
-	pid_t pid;
-
-	pid = vfork();
-	if (pid == 0) {
-		execve("/proc/self/exe", argv, none);
-		_exit(99);
-	}
-	status = status_of(pid);
-	if (status != 12)
-		return status;
-	execve("/proc/self/exe", argv, none);
-	return 98;
-}
-
-/* Neither this program nor what serves it has a path any more. */
-TEST(below_another_root)
-{
-	char dir[] = "/tmp/shim-root-XXXXXX", *argv[] = {"a name", "--again", NULL}, *none[] = {NULL};
-	struct stat before, after;
-	int status;
-	pid_t pid;
-
-	CHECK(mkdtemp(dir) != NULL);
-	CHECK_EQ(stat("/proc/self/exe", &before), 0);
-	pid = fork();
-	if (pid == 0) {
-		empty_root(dir);
-		if (stat("/proc/self/exe", &after) < 0 || after.st_ino != before.st_ino)
-			_exit(97);
-		execve("/proc/self/exe", argv, none);
-		_exit(96);
-	}
-	status = status_of(pid);
-	rmdir(dir);
-	if (status == CANNOT)
-		printf("  (mount namespaces are not for us here: not tested)\n");
-	else
-		CHECK_EQ(status, 12);
-}
-#endif
-
 TEST(a_failed_exec_leaves_all_as_it_was)
 {
 	char *argv[] = {"none", NULL}, *volatile bad = (char *)8;
 	struct guest g;
 	pid_t pid;
+	int fd;
 
 	CHECK_EQ(guest_ports(&g), 0);
 	CHECK_ERR(execv("/nonexistent/program", argv), ENOENT);
@@ -303,6 +240,14 @@ TEST(a_failed_exec_leaves_all_as_it_was)
 		_exit(errno);
 	}
 	CHECK_EQ(status_of(pid), ENOENT);
+	/* A file by its descriptor, but with bad arguments. */
+	fd = open("/proc/self/exe", O_RDONLY);
+	CHECK(fd >= 0);
+	for (unsigned n = 0; n < 3; n++)
+		CHECK(syscall(SYS_execveat, fd, "", bad, environ, AT_EMPTY_PATH) == -1 && errno == EFAULT);
+	CHECK_EQ(dup(fd), fd + 1);
+	close(fd + 1);
+	close(fd);
 	CHECK_EQ(guest_run(&g), 0);
 	CHECK_EQ(g.run->exit_reason, KVM_EXIT_IO);
 	guest_close(&g);
@@ -449,9 +394,5 @@ int main(int argc, char **argv)
 	args = argv;
 	if (argc > 1 && strcmp(argv[1], "--child") == 0)
 		return child_main(argc, argv);
-#ifdef STATIC
-	if (argc > 1 && strcmp(argv[1], "--again") == 0)
-		return again_main();
-#endif
 	return test_main(argc, argv);
 }
