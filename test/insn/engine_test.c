@@ -134,11 +134,16 @@ static void test_threads(void)
 	START("another thread changes the running loop", RAM, "\xeb\xfe");
 	pthread_create(&t, NULL, patcher, NULL);
 	if (m.v->jit) {
-		/* The translator need not see it before the next entry. */
+		int rc;
+
+		/* The translator need not see it before the next entry; on a busy machine that is still to come. */
 		pthread_create(&k, NULL, kicker, NULL);
-		CHECK(run() == EXIT_INTR && m.v->r[R_RIP] == RAM);
+		rc = run();
+		CHECK((rc == EXIT_INTR && m.v->r[R_RIP] == RAM) || (rc == EXIT_HLT && m.v->r[R_RIP] == RAM + 1));
 		pthread_join(k, NULL);
 		pthread_join(t, NULL);
+		atomic_fetch_and(&m.v->events, ~(u32)EV_SIGNAL);
+		m.v->r[R_RIP] = RAM;
 	}
 	CHECK(run() == EXIT_HLT && m.v->r[R_RIP] == RAM + 1);
 	if (!m.v->jit)
