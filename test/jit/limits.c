@@ -15,36 +15,37 @@
 #define PAGES 1024u
 #define STACK (CODE + PAGES * PAGE_SIZE)
 
-static struct machine mach;
+static struct machine machines[2], *mach; /* one a case */
 static u8 *code;
 
 static bool begin(void)
 {
 	const u64 size = (PAGES + 1) * PAGE_SIZE;
-	struct memslot *s = &mach.win_slot[0];
+	struct memslot *s;
 
-	memset(&mach, 0, sizeof(mach));
-	machine_init(&mach, 3);
+	mach = mach ? mach + 1 : machines;
+	s = &mach->win_slot[0];
+	machine_init(mach, 3);
 	code = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	*s = (struct memslot){.gpa = CODE, .size = size, .hva = code};
-	if (code == MAP_FAILED || memslot_add(&mach.mem, s))
+	if (code == MAP_FAILED || memslot_add(&mach->mem, s))
 		return false;
-	mach.nwin = 1;
+	mach->nwin = 1;
 	for (u64 a = CODE; a < CODE + size; a += PAGE_SIZE)
-		machine_map(&mach, a, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
-	return mach.v->jit;
+		machine_map(mach, a, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
+	return mach->v->jit;
 }
 
 static void end(void)
 {
-	machine_free(&mach);
+	machine_free(mach);
 	munmap(code, (PAGES + 1) * PAGE_SIZE);
 }
 
 /* RAX when the program at `rip` leaves. */
 static u64 run(u64 rip)
 {
-	struct vcpu *v = mach.v;
+	struct vcpu *v = mach->v;
 
 	v->r[R_RIP] = rip;
 	v->r[R_RSP] = STACK + PAGE_SIZE - 64;
@@ -68,12 +69,12 @@ TEST(generations_begin_anew)
 	memcpy(code + PAGE_SIZE, callee, sizeof(callee));
 	run(CODE);
 	run(CODE);
-	mach.v->jit->last_gen = 0u - 6;
+	mach->v->jit->last_gen = 0u - 6;
 	for (u8 n = 1; n < 7; n++) {
-		struct jpage *p = page_find(mach.v->jit, code + PAGE_SIZE);
+		struct jpage *p = page_find(mach->v->jit, code + PAGE_SIZE);
 
 		if (p)
-			page_leave(mach.v->jit, p);
+			page_leave(mach->v->jit, p);
 		code[PAGE_SIZE + 1] = n;
 		CHECK_EQ(run(CODE), n);
 	}
@@ -88,7 +89,7 @@ TEST(many_pages_given_up_at_once)
 
 	if (!begin())
 		return;
-	j = mach.v->jit;
+	j = mach->v->jit;
 	for (unsigned n = 0; n < PAGES; n++) {
 		memcpy(code + n * PAGE_SIZE, leave, sizeof(leave));
 		run(CODE + n * PAGE_SIZE);
