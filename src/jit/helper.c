@@ -630,7 +630,7 @@ static void check_world(struct vcpu *v, struct jit *j)
 	}
 	if (unlikely(j->need_flush || code_full(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
 	             j->n_sites + TB_INSNS * 4 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
-	             j->meta_used + 65536 > META_SIZE))
+	             j->meta_used + 65536 > META_SIZE || j->last_gen > GEN_MAX))
 		tb_flush(j);
 }
 

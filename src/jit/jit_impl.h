@@ -42,6 +42,9 @@
 #define CALLS_MAX (1u << 20)
 #define SITES_MAX (1u << 20)
 #define META_SIZE (96u << 20)
+/* Generations that a flush lets begin anew: none may come twice, nor 0, while a guard remembers one. Half of what 32
+ * bits hold, as those of address spaces are also made between two looks of the dispatcher. */
+#define GEN_MAX 0x80000000u
 
 /* jit_key() bits. */
 #define KEY_64 BIT(0)

@@ -374,6 +374,9 @@ static void take(struct jit *j, struct jpage *to, struct jpage *from)
 /* A page that is left again and again, and nothing comes to it: its code is rewritten, which makes blocks for nothing.
  */
 #define IN_VAIN_MOST 8u
+/* What must be left of the memory for blocks and the like: many pages may be put away before the dispatcher looks how
+ * full it is (a REP STOS over a whole program, a vCPU that sleeps), and a translation may be what comes next. */
+#define AWAY_LEAVES 32768u
 
 static bool is_away(const u8 *hva)
 {
@@ -418,7 +421,7 @@ static void put_away(struct jit *j, struct jpage *p)
 {
 	struct jpage *away;
 
-	if (p->in_vain >= IN_VAIN_MOST) {
+	if (p->in_vain >= IN_VAIN_MOST || (!j->spare && j->meta_used + AWAY_LEAVES > META_SIZE)) {
 		kill_all(j, p);
 		return;
 	}
