@@ -1,4 +1,4 @@
-# s_real.S: real mode: the IVT, 64 KiB limits, stack wrap, unreal mode, the way to protected mode and back.
+# s_real.S: real mode: the IVT, 64 KiB limits, stack wrap, unreal mode, the ways to protected and long mode and back.
 #include "snip.h"
 #include "snip.inc"
 	.text
@@ -176,6 +176,72 @@ SNIPPET real_to_long, REAL
 	mov %eax, %ss
 	mov $0x123456789abcdef0, %rbx
 	VALQ %rbx
+	END
+
+SNIPPET long_to_real, LONG
+	# Down as a kernel goes that starts the firmware again, up as the firmware goes: ESP is the lower half of RSP, a
+	# write to SP leaves the upper half, and a flat stack segment uses all of it.
+	movl $0x0000ffff, GDT + SLOT
+	movl $0x00009b01, GDT + SLOT + 4
+	movl $0x0000ffff, GDT + SLOT + 8
+	movl $0x00009310, GDT + SLOT + 12
+	movabs $0x89abcdef12345678, %rsp
+	ljmpl *1f
+1:	.long 2f, CSX
+	.code32
+2:	mov %cr0, %eax
+	and $0x7fffffff, %eax
+	mov %eax, %cr0
+	mov $0xc0000080, %ecx
+	rdmsr
+	and $~0x100, %eax
+	wrmsr
+	rdmsr
+	and $0x500, %eax
+	out %eax, $P_VAL
+	VAL %esp
+	ljmpl $SLOT, $(3f - BLOB)
+	.code16
+3:	mov $SLOT + 8, %bx
+	mov %bx, %ds
+	mov %bx, %es
+	mov %bx, %ss
+	mov %cr0, %eax
+	and $0xfe, %al
+	mov %eax, %cr0
+	ljmp $0xf00, $(4f - BLOB + 0x1000)
+4:	VAL %esp
+	# DS still has the base of before.
+	movl $0x2468ace0, SCRATCH
+	mov SCRATCH, %ebx
+	VAL %ebx
+	xor %bx, %bx
+	mov %bx, %ds
+	mov %bx, %es
+	mov %bx, %ss
+	mov SCRATCH, %ebx
+	VAL %ebx
+	mov $0x7c00, %sp
+	VAL %esp
+	pushl $0x11223344
+	VAL 0x7bfc
+	mov %cs, %bx
+	movzwl %bx, %ebx
+	VAL %ebx
+	mov %cr0, %eax
+	or $1, %al
+	mov %eax, %cr0
+	ljmpl $CSX, $5f
+	.code32
+5:	mov $DS0, %ebx
+	mov %ebx, %ds
+	mov %ebx, %es
+	mov %ebx, %ss
+	VAL %esp
+	push $0x55667788
+	pop %ebx
+	VAL %ebx
+	VAL %esp
 	END
 
 SNIPPET real_rep_io, REAL

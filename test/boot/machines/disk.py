@@ -40,9 +40,10 @@ def pci(memory="512"):
 
 
 def mmio():
-    """Of microvm. Linux restarts it, under TCG too, by a jump to the firmware's entry, not by a reset: QEMU hears nothing,
-    and how the firmware fares in used memory is chance (it boots, faults three times, runs into nowhere). A triple fault is
-    a reset."""
+    """Of microvm. Linux restarts it, under TCG too, by a jump to the firmware's entry, not by a reset. The firmware (qboot)
+    sets SP there and uses ESP: the upper half is that of the kernel's stack, random with KASLR. A stack in free memory
+    boots again; one where the kernel's file is read to returns into that file's bytes, one outside RAM to address 0: a
+    triple fault, a walk through memory, an internal error. A triple fault is a reset."""
     return (
         kernel(APPEND + " reboot=t")
         + drive("virtio-blk-device")
