@@ -907,10 +907,11 @@ static int one_round(struct setup *u, struct side *j, unsigned round)
 		j->n_seen = 0;
 		run(j);
 		j->watch = false;
-		if (b->exit.reason == EXIT_INTERNAL && a->exit.reason != EXIT_INTERNAL)
-			return DIFFER;
+		/* Given up: the other side, the faster one, may have come to its end. */
 		if (a->exit.reason == EXIT_INTR || b->exit.reason == EXIT_INTR)
 			return ABANDONED;
+		if (b->exit.reason == EXIT_INTERNAL && a->exit.reason != EXIT_INTERNAL)
+			return DIFFER;
 		if (!same(u, i, j))
 			return DIFFER;
 		if (j->n_seen && !came_by(u, j, &st))
