@@ -55,8 +55,11 @@ TEST(dirty_log_against_concurrent_writes)
 			marked += bits[n / 8] >> (n % 8) & 1;
 	}
 	pthread_join(thread, NULL);
-	CHECK(marked > PAGES / 2);
+	/* On a busy machine the guest may be done before the first look. */
 	CHECK_EQ(dirty(&g, 0, bits), 0);
+	for (unsigned n = BASE; n < BASE + PAGES; n++)
+		marked += bits[n / 8] >> (n % 8) & 1;
+	CHECK(marked >= PAGES);
 	for (unsigned n = BASE; n < BASE + PAGES; n++)
 		CHECK_EQ(*(uint64_t *)(void *)(g.ram + (n << 12)), 3000);
 	guest_close(&g);
