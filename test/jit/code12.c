@@ -541,7 +541,7 @@ static void two_spaces(uint64_t pge)
 	memcpy(g.ram + LOOP, spaces_code, (size_t)(spaces_end - spaces_code));
 	for (unsigned n = 0; n < 3; n++) {
 		CODE(&g, at[n], 0xb8, 0, 0, 0, 0, 0xc3); /* mov eax, ...; ret */
-		*word(&g, at[n] + 1) = value[n];
+		memcpy(g.ram + at[n] + 1, &value[n], 4);
 	}
 	memcpy(g.ram + SPACE_B, g.ram + PML4, 0x3000);
 	put64(&g, SPACE_B, (SPACE_B + 0x1000) | 7);
