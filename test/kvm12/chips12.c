@@ -344,17 +344,24 @@ TEST(edge_at_a_masked_pin)
 	guest_close(&g);
 }
 
+/* A loop that says 0x10, and a handler of NMIs that says 0x77. */
+static int nmi_open(struct guest *g)
+{
+	if (chips_open(g) < 0)
+		return -1;
+	CODE(g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
+	CODE(g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
+	CODE(g, 2 * 4, 0x00, 0x11, 0, 0);
+	return guest_start16(g, 0x1000);
+}
+
 /* Two NMIs wait for a vCPU that handles none, and one for a vCPU that does (Linux: process_nmi()). */
 TEST(nmis_that_wait)
 {
 	static const uint16_t ports[] = {0x77, 0x77, 0x10, 0x10};
 	struct guest g;
 
-	CHECK_EQ(chips_open(&g), 0);
-	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
-	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
-	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
-	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(nmi_open(&g), 0);
 	CHECK_EQ(guest_run(&g), 0);
 	for (unsigned again = 0; again < 2; again++) {
 		for (unsigned n = 0; n < 3; n++)
@@ -382,11 +389,7 @@ TEST(nmis_that_are_taken_back)
 	struct kvm_vcpu_events e;
 	struct guest g;
 
-	CHECK_EQ(chips_open(&g), 0);
-	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
-	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
-	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
-	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(nmi_open(&g), 0);
 	for (unsigned flags = 0; flags <= KVM_VCPUEVENT_VALID_NMI_PENDING; flags += KVM_VCPUEVENT_VALID_NMI_PENDING) {
 		CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
 		CHECK_EQ(kioctl(g.vcpu, KVM_NMI, 0L), 0);
@@ -406,11 +409,7 @@ TEST(nmi_that_is_injected)
 	struct kvm_vcpu_events e, e2;
 	struct guest g;
 
-	CHECK_EQ(chips_open(&g), 0);
-	CODE(&g, 0x1000, 0xe6, 0x10, 0xeb, 0xfc); /* l: out 0x10, al; jmp l */
-	CODE(&g, 0x1100, 0xe6, 0x77, 0xcf);       /* out 0x77, al; iret */
-	CODE(&g, 2 * 4, 0x00, 0x11, 0, 0);
-	CHECK_EQ(guest_start16(&g, 0x1000), 0);
+	CHECK_EQ(nmi_open(&g), 0);
 	for (unsigned waits = 0; waits < 2; waits++) {
 		CHECK_EQ(kioctl(g.vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
 		CHECK_EQ(e.nmi.injected, 0);
