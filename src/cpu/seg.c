@@ -156,18 +156,18 @@ int desc_mark_accessed(struct vcpu *v, u16 sel, struct seg *s)
 /* SDM vol. 3, figure 3-8. */
 void desc_unpack(u64 raw, u16 sel, struct seg *s)
 {
-	memset(s, 0, sizeof(*s));
-	s->sel = sel;
-	s->base = (raw >> 16 & 0xffffff) | (raw >> 56 & 0xff) << 24;
-	s->limit = (u32)((raw & 0xffff) | (raw >> 48 & 0xf) << 16);
-	s->type = raw >> 40 & 0xf;
-	s->s = raw >> 44 & 1;
-	s->dpl = raw >> 45 & 3;
-	s->present = raw >> 47 & 1;
-	s->avl = raw >> 52 & 1;
-	s->l = raw >> 53 & 1;
-	s->db = raw >> 54 & 1;
-	s->g = raw >> 55 & 1;
+	/* No memset(): the C library's uses vector registers (light.c). */
+	*s = (struct seg){.sel = sel,
+	                  .base = (raw >> 16 & 0xffffff) | (raw >> 56 & 0xff) << 24,
+	                  .limit = (u32)((raw & 0xffff) | (raw >> 48 & 0xf) << 16),
+	                  .type = raw >> 40 & 0xf,
+	                  .s = raw >> 44 & 1,
+	                  .dpl = raw >> 45 & 3,
+	                  .present = raw >> 47 & 1,
+	                  .avl = raw >> 52 & 1,
+	                  .l = raw >> 53 & 1,
+	                  .db = raw >> 54 & 1,
+	                  .g = raw >> 55 & 1};
 	if (s->g)
 		s->limit = s->limit << 12 | 0xfff;
 }
