@@ -101,7 +101,7 @@ $(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(
 
 # Random programs, interpreter against translator.
 JIT_RANDOM := $(T)/jit-random
-$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/jit/gen_system.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/jit/gen_64.o $(BUILD)/test/jit/gen_never.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=tsc_read -o $@ $^ $(ENGINE_LIBS)
@@ -219,6 +219,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'random programs, engine against engine$(NOTE)=$(JIT_RANDOM) --insns $(if $(SAN),400000,20000000)' \
 	'changing code, linked$(NOTE)=$(T)/code12-linked' \
 	'changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/code12-linked' \
+	'what translated code calls$(NOTE)=test/jit/vector-test $(BUILD)/libdevkvm.so' \
 	'limits of the translator$(NOTE)=$(T)/jit-limits' \
 	'latency of events$(NOTE)=$(T)/jit-latency' \
 	'latency of events, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/jit-latency' \
@@ -248,7 +249,8 @@ check: test-programs
 	@mkdir -p $(BUILD)/guest && ln -sfn ../$(BUILD)/guest build-san/guest
 	@$(MAKE) --no-print-directory -s SAN=1 print-quick >$(BUILD)/quick-san
 	@mapfile -t san <$(BUILD)/quick-san; \
-	test/run 'structure and layout=test/lint/lint' $(QUICK_SUITES) "$${san[@]}" $(SELFTESTS) $(BOOT_SUITES)
+	test/run 'structure and layout=test/lint/lint' 'what translated code calls (clang)=test/jit/vector-test build-clang/libdevkvm.so' \
+		$(QUICK_SUITES) "$${san[@]}" $(SELFTESTS) $(BOOT_SUITES)
 
 # Hours: random programs, 1 billion instructions (INSNS=), from a seed of the day or SEED=; the boots with every run of
 # every block compared.

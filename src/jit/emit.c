@@ -106,6 +106,51 @@ void emit_const(struct emit *e, unsigned reg, u64 x)
 	}
 }
 
+static void note(struct emit *e, u8 *at, enum fix_kind kind)
+{
+	struct fixes *f = e->fixes;
+
+	if (!f)
+		return;
+	if (f->n < FIXES_MAX) {
+		f->place[f->n].at = at;
+		f->place[f->n].kind = (u8)kind;
+	}
+	f->n++;
+}
+
+void emit_rip(struct emit *e, unsigned reg, u64 rip)
+{
+	emit_const(e, reg, rip);
+	if (rip <= 0xffffffffu)
+		note(e, e->p - 4, FIX_RIP4);
+	else if (is_s32((s64)rip))
+		note(e, e->p - 4, FIX_RIP4S);
+	else
+		note(e, e->p - 8, FIX_RIP8);
+}
+
+void emit_rip4(struct emit *e, u64 rip)
+{
+	note(e, e->p, FIX_RIP4S);
+	e4(e, (u32)rip);
+}
+
+void emit_index(struct emit *e, unsigned reg, u32 call)
+{
+	emit_const(e, reg, call);
+	note(e, e->p - 4, FIX_CALL);
+}
+
+void emit_lea_rip(struct emit *e, unsigned reg, const void *to)
+{
+	e1(e, reg >= 8 ? 0x4c : 0x48);
+	e1(e, 0x8d);
+	e1(e, (u8)((reg & 7) << 3 | 5));
+	note(e, e->p, FIX_REL);
+	e4(e, (u32)((const u8 *)to - (emit_rx(e) + 4)));
+}
+
 void emit_mov(struct emit *e, unsigned dst, unsigned src)
 {
 	encode(e, ENC_W, 0, 0x89, src, rm_reg(dst));
@@ -127,6 +172,7 @@ u8 *emit_jmp(struct emit *e, u8 opcode, const u8 *to)
 
 	e1(e, opcode);
 	at = e->p;
+	note(e, at, FIX_REL);
 	e4(e, 0);
 	if (to)
 		patch_rel(at, e->delta, to);
@@ -140,6 +186,7 @@ u8 *emit_jcc(struct emit *e, unsigned cc, const u8 *to)
 	e1(e, 0x0f);
 	e1(e, (u8)(0x80 | cc));
 	at = e->p;
+	note(e, at, FIX_REL);
 	e4(e, 0);
 	if (to)
 		patch_rel(at, e->delta, to);

@@ -12,8 +12,27 @@
 #include "../base/types.h"
 
 struct emit {
-	u8 *p;     /* next byte, in the writable view */
-	s64 delta; /* executable view - writable view */
+	u8 *p;               /* next byte, in the writable view */
+	s64 delta;           /* executable view - writable view */
+	struct fixes *fixes; /* where places are noted that a copy of the code must change; NULL: nowhere */
+};
+
+enum fix_kind {
+	FIX_REL,   /* a displacement */
+	FIX_RIP4,  /* an address of the guest's code or relative to it: 32 bits, extended by zeros */
+	FIX_RIP4S, /* by its sign */
+	FIX_RIP8,
+	FIX_CALL, /* index of a call */
+};
+
+#define FIXES_MAX 1024u
+
+struct fixes {
+	unsigned n; /* more than FIXES_MAX: some are not there */
+	struct {
+		u8 *at; /* writable view */
+		u8 kind;
+	} place[FIXES_MAX];
 };
 
 /* Host registers by number. */
@@ -97,6 +116,11 @@ void encode_vex(struct emit *e, bool w, bool l, unsigned pp, unsigned map, u8 op
                 struct rm rm);
 /* reg = x, by the shortest form that leaves flags alone. */
 void emit_const(struct emit *e, unsigned reg, u64 x);
+/* The same for an address that is so far from this block's RIP at any other RIP. */
+void emit_rip(struct emit *e, unsigned reg, u64 rip);
+void emit_rip4(struct emit *e, u64 rip);                 /* as an immediate, of which is_s32() holds */
+void emit_index(struct emit *e, unsigned reg, u32 call); /* of a call */
+void emit_lea_rip(struct emit *e, unsigned reg, const void *to);
 void emit_mov(struct emit *e, unsigned dst, unsigned src);              /* 64 bits */
 void emit_load(struct emit *e, unsigned dst, unsigned base, s32 disp);  /* 64 bits */
 void emit_store(struct emit *e, unsigned base, s32 disp, unsigned src); /* 64 bits */

@@ -472,7 +472,7 @@ void jit_emit_stubs(struct jit *j)
 	/* jump: R8 = target. */
 	for (unsigned user = 0; user < 2; user++) {
 		j->jump[user] = emit_rx(e);
-		emit_jump_stub(j, e, user);
+		emit_jump_cache(j, e, user);
 	}
 	/* ret_miss: a RET to R8 that the host stack did not foresee; R11 = index of the RET. */
 	j->ret_miss = emit_rx(e);
@@ -773,12 +773,13 @@ void jit_create(struct vcpu *v)
 	j->trans = pages_alloc(sizeof(*j->trans));
 	j->guards = pages_alloc(GUARDS_MAX * sizeof(*j->guards));
 	j->guard_hash = pages_alloc(GUARD_HASH * sizeof(*j->guard_hash));
+	j->origins = pages_alloc(ORIGIN_HASH * sizeof(*j->origins));
 	j->decoded = pages_alloc(DECODED * sizeof(*j->decoded));
 	j->cs = pages_alloc(CS_MAX * sizeof(*j->cs));
 	j->cs_hash = pages_alloc(2 * CS_MAX * sizeof(*j->cs_hash));
 	v->jit = j;
 	if (!j->hash || !j->pages || !j->calls || !j->sites || !j->meta || !j->trans || !j->guards || !j->guard_hash ||
-	    !j->decoded || !j->cs || !j->cs_hash ||
+	    !j->origins || !j->decoded || !j->cs || !j->cs_hash ||
 	    codemem_create(&j->mem, size, (sizeof(struct front) + PAGE_SIZE - 1) & PAGE_MASK) < 0) {
 		debug_log("jit", "no translator: executable memory is refused");
 		jit_destroy(v);
@@ -825,6 +826,7 @@ void jit_destroy(struct vcpu *v)
 	pages_free(j->guard_hash, GUARD_HASH * sizeof(*j->guard_hash));
 	pages_free(j->cs, CS_MAX * sizeof(*j->cs));
 	pages_free(j->cs_hash, 2 * CS_MAX * sizeof(*j->cs_hash));
+	pages_free(j->origins, ORIGIN_HASH * sizeof(*j->origins));
 	pages_free(j->decoded, DECODED * sizeof(*j->decoded));
 	free(j);
 	v->jit = NULL;

@@ -36,6 +36,7 @@
 #define HASH_SIZE (1u << 16)
 #define PAGE_HASH (1u << 12)
 #define GUARD_HASH (1u << 14)
+#define ORIGIN_HASH (1u << 14)
 #define JC_SIZE 16384u    /* jump cache entries */
 #define GUARDS_MAX 65536u /* page guards */
 
@@ -128,8 +129,9 @@ struct tb {
 	const u8 *bytes;        /* of the ranges, one after the other */
 	u8 *code, *code_nopoll; /* executable addresses */
 	u32 code_len;
-	u32 links; /* first site that jumps here, + 1 */
-	u32 page;  /* its struct jpage: meta_at() */
+	u32 links;             /* first site that jumps here, + 1 */
+	u32 page;              /* its struct jpage: meta_at() */
+	struct origin *origin; /* of which it is a copy, or copies can be made; or NULL */
 	struct tb *next, *page_next;
 };
 
@@ -149,6 +151,8 @@ struct site {
 /* A guarded jump, from its displacement backwards: CMP with the generation, with the guard's cell, JNE. */
 #define SITE_CELL 11
 #define SITE_GEN 18
+/* Unlinked it jumps to a MOV of its index, which lies so far behind the stub's beginning. */
+#define SITE_INDEX 2
 
 /* An instruction that translated code gives to its handler. */
 struct call {
@@ -222,6 +226,7 @@ struct jit {
 	u32 vm_version;
 
 	struct tb **hash;
+	struct origin **origins; /* copy.c */
 	struct jpage **pages;
 	struct jpage *spare; /* of pages that were put away: smc.c */
 	u64 n_away;
@@ -239,7 +244,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted;
+		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted, copied;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -326,6 +331,7 @@ bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may ha
 /* `block`, of the same RIP and key, is on another page. If that one is not what it was and the block is right for `p`,
  * all of the page's blocks that are right for `p` become its. Returns the block then, else NULL. */
 struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block);
+bool page_has(const u8 *hva_page, const struct tb *tb); /* the bytes that the block was made of */
 void page_leave(struct jit *j, struct jpage *p); /* as if the page had other bytes now; nobody is left in a block */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);
@@ -353,6 +359,10 @@ static inline bool jit_undisturbed(const struct vcpu *v, const struct jit *j)
 
 /* trans.c: the block at `rip`, whose bytes are at `hva`; NULL when its first instruction is not for us. */
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
+
+/* copy.c: the same from a block of the same bytes and key at another RIP or on another page, NULL: there is none. */
+struct tb *copy_make(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
+void copy_never(struct tb *tb); /* it is not to come again */
 
 /* helper.c, for lockstep.c: translated code returned `left`. jit_settle() makes the state in v whole; jit_left() does
  * what follows, and returns an interp_next or -1 for "look at events and go on". */

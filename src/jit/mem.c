@@ -47,6 +47,11 @@ void emit_offset(struct trans *c, unsigned k)
 	if (i->base == R_RIP || (i->base == R_ZERO && i->index == R_ZERO)) {
 		u64 a = (i->base == R_RIP ? c->rip[k] : 0) + (u64)i->disp;
 
+		if (i->base == R_RIP && i->asize == 8) {
+			emit_rip(e, H_R8, a);
+			return;
+		}
+		c->bound |= i->base == R_RIP;
 		emit_const(e, H_R8, i->asize == 8 ? a : i->asize == 4 ? (u32)a : (u16)a);
 		return;
 	}
@@ -128,7 +133,7 @@ void emit_check_run(struct trans *c, unsigned k, unsigned scale, enum tlb_kind k
 }
 
 /* R11 = where the TLB entry of the address in `reg` lies, relative to the array's start. */
-static void emit_index(struct trans *c, unsigned reg)
+static void emit_entry(struct trans *c, unsigned reg)
 {
 	struct emit *e = &c->e;
 
@@ -157,7 +162,7 @@ static void emit_tag(struct trans *c, unsigned k, unsigned reg, u32 mask, enum t
 	s32 tlb = tlb_at(c, kind);
 	struct emit *e = &c->e;
 
-	emit_index(c, reg);
+	emit_entry(c, reg);
 	encode(e, ENC_W, 0, 0x81, 4, rm_reg(H_R10)); /* and r10, mask */
 	e4(e, mask);
 	encode(e, ENC_W, 0, 0x3b, H_R10, rm_sib(H_R15, H_R11, 0, tlb));
@@ -171,7 +176,7 @@ static void emit_span(struct trans *c, unsigned k, unsigned reg, unsigned size, 
 	s32 tlb = tlb_at(c, kind);
 	struct emit *e = &c->e;
 
-	emit_index(c, reg);
+	emit_entry(c, reg);
 	emit_mov(e, H_R10, reg);
 	encode(e, ENC_W, 0, 0x2b, H_R10, rm_sib(H_R15, H_R11, 0, tlb)); /* sub r10, tag */
 	encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_R10));

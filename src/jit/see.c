@@ -24,6 +24,7 @@ static void print(const struct jit *j)
 		u64 n;
 	} line[] = {{"blocks translated", j->n.blocks},
 	            {"guest instructions in them", j->n.insns},
+	            {"blocks copied to another RIP", j->n.copied},
 	            {"of these left to handlers", j->n.handler_insns},
 	            {"host bytes", j->n.code_bytes},
 	            {"links", j->n.links},
@@ -139,12 +140,16 @@ static void dump(const struct trans *c)
 	free(text);
 }
 
+void see_copy(const struct tb *tb, const u8 *cold, u64 cold_len)
+{
+	to_perf(tb->code, tb->code_len, tb->rip, "");
+	to_perf(cold, cold_len, tb->rip, "_cold");
+}
+
 void see_block(const struct trans *c, const u8 *cold, u64 cold_len)
 {
 	if (c->j->dump)
 		dump(c);
-	if (c->j->perf) {
-		to_perf(c->tb->code, c->tb->code_len, c->tb->rip, "");
-		to_perf(cold, cold_len, c->tb->rip, "_cold");
-	}
+	if (c->j->perf)
+		see_copy(c->tb, cold, cold_len);
 }

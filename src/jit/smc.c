@@ -251,7 +251,7 @@ static const u8 *after_range(const struct tb *tb, unsigned n, const u8 *b)
 	return b + tb->range[n].len + (n ? 0 : tb->beyond);
 }
 
-static bool same_bytes(const u8 *page, const struct tb *tb)
+bool page_has(const u8 *page, const struct tb *tb)
 {
 	const u8 *b = tb->bytes;
 
@@ -292,7 +292,7 @@ static void validate_blocks(struct jit *j, struct jpage *p)
 		if (p->snap[n])
 			memcpy(p->snap[n], copy + n * SNAP, SNAP);
 	for (struct tb **t = &p->tbs; *t;) {
-		if (same_bytes(copy, *t)) {
+		if (page_has(copy, *t)) {
 			t = &(*t)->page_next;
 			continue;
 		}
@@ -446,7 +446,7 @@ static void validate_page(struct jit *j, struct jpage *p)
 	unsigned same = 0, changed = 0;
 
 	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
-		if (same_bytes(p->hva, tb))
+		if (page_has(p->hva, tb))
 			same++;
 		else
 			changed++;
@@ -470,7 +470,7 @@ struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block)
 	u64 rip = block->rip;
 	u32 key = block->key;
 
-	if (!from || from == p || block->dead || !same_bytes(p->hva, block) || !is_stale(j, from))
+	if (!from || from == p || block->dead || !page_has(p->hva, block) || !is_stale(j, from))
 		return NULL;
 	take(j, p, from);
 	p->in_vain = 0;
@@ -567,6 +567,7 @@ void page_straddles(struct jit *j, struct tb *tb, unsigned off)
 		return;
 	off += (unsigned)(tb->rip & ~PAGE_MASK);
 	p->straddling[off / 1024] |= BIT(off / 16 % 64);
+	copy_never(tb);
 	page_drop(j, tb);
 }
 

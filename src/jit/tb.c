@@ -115,7 +115,9 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 	if (unlikely(!tb))
 		tb = adopt(j, rip, key, page);
 	if (unlikely(!tb)) {
-		tb = translate(j, rip, p, key, page);
+		tb = copy_make(j, rip, p, key, page);
+		if (!tb)
+			tb = translate(j, rip, p, key, page);
 		if (!tb) {
 			*out = NULL;
 			return STEP_OK;
@@ -242,6 +244,7 @@ void tb_flush(struct jit *j)
 		memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
 		memset(j->front->jc, 0, sizeof(j->front->jc));
 		memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
+		memset(j->origins, 0, ORIGIN_HASH * sizeof(*j->origins));
 		memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
 		memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
 		for (unsigned n = 0; n < DECODED; n++)

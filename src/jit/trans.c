@@ -101,7 +101,7 @@ void flags_want(struct trans *c, unsigned k)
 }
 
 /* At exit `id`, for which there is a recipe: into jt.flags, when it is not good as it is. */
-static void exit_recipe(struct trans *c, unsigned id)
+void exit_recipe(struct trans *c, unsigned id)
 {
 	u32 recipe = c->recipe_exit[id];
 
@@ -122,7 +122,7 @@ static void exit_recipe_early(struct trans *c, unsigned k)
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-static u32 call_of(struct trans *c, unsigned k)
+u32 call_of(struct trans *c, unsigned k)
 {
 	struct jit *j = c->j;
 	struct call *call;
@@ -288,11 +288,6 @@ static void emit_sreg(struct trans *c, unsigned k)
 
 /* ---- stack ------------------------------------------------------------------------------------------------------ */
 
-static unsigned word(const struct trans *c)
-{
-	return c->key & KEY_64 ? 8 : 4;
-}
-
 /* R8 = the new stack pointer, checked for a store. */
 void emit_push_check(struct trans *c, unsigned k)
 {
@@ -388,305 +383,8 @@ static void emit_leave(struct trans *c, unsigned k)
 	encode(e, wflag(c), 0, 0x8b, H_RBP, rm_guest());
 }
 
-/* ---- leaving the block ------------------------------------------------------------------------------------------ */
-
-static void exit_at(struct trans *c, u8 *at, u64 rip, u8 live)
-{
-	struct exit *x = &c->exit[c->n_exit++];
-
-	x->at = at;
-	x->rip = rip;
-	x->key = c->key;
-	x->save = c->host && live;
-	x->recipe = 0;
-	x->poll = c->after_sti;
-	x->lookup = false;
-}
-
-/* The site that jumps by `at` (writable view); unlinked it goes on to a stub out of line, which asks for the link. */
-static void new_site(struct trans *c, u64 rip, u32 key, u8 *at, bool cross, bool poll)
-{
-	struct jit *j = c->j;
-	struct site *s = &j->sites[j->n_sites];
-
-	memset(s, 0, sizeof(*s));
-	s->rip = rip;
-	s->key = key;
-	s->at = (u32)(at - j->mem.rw);
-	s->from = meta_at(j, c->tb);
-	s->poll = poll || cross || rip <= c->tb->rip;
-	s->cross = cross;
-	s->unlinked = (u32)(emit_rx(&j->cold) - j->mem.rx);
-	patch_rel(at, j->cold.delta, emit_rx(&j->cold));
-	if (cross) {
-		patch_rel(at - SITE_CELL, j->cold.delta, (const u8 *)&j->front->cell[0]);
-		patch_rel(at - 5, j->cold.delta, emit_rx(&j->cold));
-	}
-	emit_const(&j->cold, H_R8, j->n_sites);
-	emit_jmp(&j->cold, 0xe9, j->leave_link);
-	j->n_sites++;
-}
-
-/* What a jump to `rip` does: `at` is the displacement that leads here, or NULL when this code is fallen into. */
-static void emit_exit(struct trans *c, u8 *at, u64 rip, u32 key, bool poll)
-{
-	struct emit *e = &c->e;
-
-	if (((rip ^ c->tb->rip) & PAGE_MASK) == 0) {
-		new_site(c, rip, key, at ? at : emit_jmp(e, 0xe9, NULL), false, poll);
-		return;
-	}
-	if (at)
-		patch_rel(at, e->delta, emit_rx(e));
-	static_assert(offsetof(struct vcpu, jt.gen) > 127, "SITE_GEN: a long displacement");
-	encode(e, 0, 0, 0x8b, H_R8, rm_mem(H_R15, VOFF(jt.gen)));
-	e1(e, 0x44); /* cmp r8d, [rip + cell] */
-	e1(e, 0x3b);
-	e1(e, 0x05);
-	e4(e, 0);
-	emit_jcc(e, 5, NULL);
-	new_site(c, rip, key, emit_jmp(e, 0xe9, NULL), true, poll);
-}
-
-/* A look at the events: branches to `to` on condition `cc`, 5: there are some. Destroys the host's flags. */
-static u8 *emit_events(struct emit *e, unsigned cc, const u8 *to)
-{
-	e1(e, 0x41); /* cmp dword [r15 + events], 0 */
-	e1(e, 0x83);
-	e1(e, 0xbf);
-	e4(e, (u32)VOFF(events));
-	e1(e, 0);
-	return emit_jcc(e, cc, to);
-}
-
-/* Jump to the address in R8 through the jump cache. */
-static void emit_jump_cache(struct jit *j, struct emit *e, bool user)
-{
-	emit_events(e, 5, j->leave_lookup);
-	emit_mov(e, H_R10, H_R8);
-	encode(e, ENC_W, 0, 0xc1, 5, rm_reg(H_R10)); /* shr r10, 12 */
-	e1(e, PAGE_SHIFT);
-	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R10)); /* xor r10, r8 */
-	encode(e, 0, 0, 0x81, 4, rm_reg(H_R10));        /* and r10d, JC_SIZE - 1 */
-	e4(e, JC_SIZE - 1);
-	encode(e, 0, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10d, 5 */
-	e1(e, 5);
-	e1(e, 0x4c); /* lea r11, [rip + jc] */
-	e1(e, 0x8d);
-	e1(e, 0x1d);
-	e4(e, (u32)((const u8 *)j->front->jc - (emit_rx(e) + 4)));
-	encode(e, ENC_W, 0, 0x01, H_R11, rm_reg(H_R10)); /* add r10, r11 */
-	emit_load(e, H_R11, H_R15, VOFF(jt.key));
-	encode(e, ENC_W, 0, 0x31, H_R8, rm_reg(H_R11));     /* xor r11, r8 */
-	encode(e, ENC_W, 0, 0x3b, H_R11, rm_mem(H_R10, 0)); /* cmp r11, [r10] */
-	emit_jcc(e, 5, j->leave_lookup);
-	emit_load(e, H_R11, H_R10, 16); /* does its page's guard hold? */
-	encode(e, 0, 0, 0x8b, H_R11, rm_mem(H_R11, 0));
-	encode(e, 0, 0, 0x3b, H_R11, rm_mem(H_R15, VOFF(jt.gen[0]) + 4 * user));
-	emit_jcc(e, 5, j->leave_lookup);
-	encode(e, 0, 0, 0xff, 4, rm_mem(H_R10, 8)); /* jmp [r10 + 8] */
-}
-
-void emit_jump_stub(struct jit *j, struct emit *e, bool user)
-{
-	emit_jump_cache(j, e, user);
-}
-
-/* R8, the target of an indirect branch, must be canonical; else the handler raises #GP. */
-static void emit_canonical(struct trans *c, unsigned k)
-{
-	struct emit *e = &c->e;
-
-	emit_mov(e, H_R10, H_R8);
-	encode(e, ENC_W, 0, 0xc1, 4, rm_reg(H_R10)); /* shl r10, 16 */
-	e1(e, 16);
-	encode(e, ENC_W, 0, 0xc1, 7, rm_reg(H_R10)); /* sar r10, 16 */
-	e1(e, 16);
-	encode(e, ENC_W, 0, 0x39, H_R8, rm_reg(H_R10));
-	slow_at(c, k, emit_jcc(e, 5, NULL));
-}
-
-static void emit_target(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	struct rm from = rm_guest();
-
-	if (i->op[0].kind == OPK_MEM) {
-		emit_ea(c, k, i->osize, TLB_READ);
-		emit_check(c, k, i->osize, TLB_READ);
-	} else {
-		from = rm_reg(reg_in(c, i->op[0].reg, H_R10, true));
-	}
-	if (c->key & KEY_64) {
-		encode(&c->e, ENC_W, 0, 0x8b, H_R8, from);
-		emit_canonical(c, k);
-	} else {
-		segment_load_target(c, k, from, i->osize);
-	}
-}
-
-/* Stores the return address. The host stack must have room for one more frame. */
-static void emit_call_push(struct trans *c, unsigned k, u64 ret)
-{
-	struct emit *e = &c->e;
-	bool grouped = emit_group(c, k);
-	struct rm to = grouped ? rm_sib(H_R14, H_R11, 0, -8) : rm_guest();
-	unsigned size = c->insn[k].osize;
-	u8 *at;
-
-	if (c->key & KEY_SEG)
-		segment_push_check(c, k, size);
-	else if (!grouped)
-		emit_push_check(c, k);
-	if (!(c->key & KEY_64)) {
-		segment_store_imm(c, size, (u32)rip_of(c, ret));
-	} else if (is_s32((s64)ret)) {
-		encode(e, ENC_W, 0, 0xc7, 0, to);
-		e4(e, (u32)ret);
-	} else {
-		emit_const(e, H_R10, ret);
-		encode(e, ENC_W, 0, 0x89, H_R10, to);
-	}
-	if (c->key & KEY_SEG)
-		segment_set_sp(c, H_R14, -(s32)size);
-	else
-		encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, -(s32)word(c)));
-	encode(e, ENC_W, 0, 0x3b, H_RSP, rm_mem(H_R15, VOFF(jt.sp_low)));
-	at = emit_jcc(e, 2, NULL);
-	c->deep_at = at;
-	c->deep_back = emit_rx(e);
-}
-
-/* Where the callee's RET comes back: R8 is where the guest goes. */
-static void emit_landing(struct trans *c, u64 ret)
-{
-	struct emit *e = &c->e;
-
-	if (is_s32((s64)ret)) {
-		encode(e, ENC_W, 0, 0x81, 7, rm_reg(H_R8));
-		e4(e, (u32)ret);
-	} else {
-		emit_const(e, H_R10, ret);
-		encode(e, ENC_W, 0, 0x39, H_R10, rm_reg(H_R8));
-	}
-	emit_jcc(e, 5, c->j->ret_miss);
-	emit_exit(c, NULL, ret, c->key, false);
-}
-
-static void emit_call(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	u64 ret = wrap(c, c->rip[k] + i->len), to = target_of(c, i, ret);
-	u8 *at;
-
-	flags_give(c, k);
-	emit_call_push(c, k, ret);
-	exit_recipe(c, k);
-	at = emit_jmp(&c->e, 0xe8, NULL);
-	emit_landing(c, ret);
-	exit_at(c, at, to, 0);
-}
-
-static void emit_calli(struct trans *c, unsigned k)
-{
-	u64 ret = wrap(c, c->rip[k] + c->insn[k].len);
-	struct emit *e = &c->e;
-	u8 *at;
-
-	flags_give(c, k);
-	emit_target(c, k);
-	emit_store(e, H_R15, VOFF(jt.tmp), H_R8);
-	emit_call_push(c, k, ret);
-	emit_load(e, H_R8, H_R15, VOFF(jt.tmp));
-	at = emit_jmp(e, 0xe8, NULL);
-	emit_landing(c, ret);
-	patch_rel(at, e->delta, emit_rx(e));
-	emit_jump_cache(c->j, e, c->key & KEY_USER);
-}
-
-static void emit_ret(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	struct emit *e = &c->e;
-
-	flags_give(c, k);
-	if (c->key & KEY_SEG) {
-		segment_ret(c, k);
-		emit_const(e, H_R11, call_of(c, k));
-		e1(e, 0xc3);
-		return;
-	}
-	if (emit_group(c, k)) {
-		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
-	} else if (c->key & KEY_64) {
-		emit_check_reg(c, k, H_R14, 8, TLB_READ);
-		encode(e, ENC_W, 0, 0x8b, H_R8, rm_sib(H_R14, H_R11, 0, 0));
-	} else {
-		encode(e, wflag(c), 0, 0x89, H_R14, rm_reg(H_R8));
-		emit_check(c, k, word(c), TLB_READ);
-		encode(e, wflag(c), 0, 0x8b, H_R8, rm_guest());
-	}
-	encode(e, wflag(c), 0, 0x8d, H_R14, rm_mem(H_R14, (s32)(word(c) + (u16)i->imm)));
-	emit_const(e, H_R11, call_of(c, k));
-	e1(e, 0xc3);
-}
-
-/* A branch to the block's own beginning, where its look at the vector registers (vec_begin()) need not be repeated:
- * they are where they were there. Blocks with x87 or MMX have no such way in. */
-static bool loops(const struct trans *c, unsigned k, u64 to)
-{
-	return c->loop && to == c->tb->rip && c->vec && !c->after_sti && !(c->host && c->look_taken[k]);
-}
-
-static void emit_loop(struct trans *c, unsigned k, u64 to)
-{
-	struct emit *e = &c->e;
-	u8 *over = emit_jcc(e, (c->insn[k].opcode & 15) ^ 1, NULL);
-
-	if (c->live_out[k] && !c->exact && c->recipe_exit[k])
-		put_recipe(c, c->recipe_exit[k], &c->carried[k]);
-	emit_events(e, 4, c->loop);
-	exit_at(c, emit_jmp(e, 0xe9, NULL), to, 0);
-	c->exit[c->n_exit - 1].lookup = true;
-	patch_rel(over, e->delta, emit_rx(e));
-}
-
-static void emit_jcc_insn(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	u64 to = target_of(c, i, wrap(c, c->rip[k] + i->len));
-
-	flags_want(c, k);
-	/* Where jt.flags matters behind it, the recipe waits until the branch is taken. */
-	if (!c->live_out[k])
-		exit_recipe(c, k);
-	if (loops(c, k, to)) {
-		emit_loop(c, k, to);
-		return;
-	}
-	exit_at(c, emit_jcc(&c->e, i->opcode & 15, NULL), to, c->look_taken[k]);
-	if (c->live_out[k] && !c->exact) {
-		c->exit[c->n_exit - 1].recipe = c->recipe_exit[k];
-		c->exit[c->n_exit - 1].id = (u8)k;
-	}
-}
-
-/* LOOP, JCXZ: counting destroys the flags. */
-static void emit_count(struct trans *c, unsigned k)
-{
-	const struct insn *i = &c->insn[k];
-	unsigned f = i->asize == 8 ? ENC_W : i->asize == 2 ? ENC_66 : 0;
-	bool loop = i->mnemonic == ZYDIS_MNEMONIC_LOOP;
-
-	flags_give(c, k);
-	if (!c->live_out[k])
-		exit_recipe(c, k);
-	if (loop)
-		encode(&c->e, f, 0, 0xff, 1, rm_reg(H_RCX)); /* dec */
-	else
-		encode(&c->e, f, 0, 0x85, H_RCX, rm_reg(H_RCX)); /* test */
-	exit_at(c, emit_jcc(&c->e, loop ? 5 : 4, NULL), target_of(c, i, wrap(c, c->rip[k] + i->len)), 0);
-}
+/* ---- bytes as they are --------------------------------------------------------------------------------------------
+ */
 
 /* Bytes that mean the same in 64-bit code; but for those of 16-bit code whose operand size counts. */
 static void emit_raw(struct trans *c, unsigned k)
@@ -723,7 +421,7 @@ static void emit_called(struct trans *c, unsigned k, const u8 *stub)
 	c->x87.used = false;
 	c->exact = c->real = true;
 	c->stored = 0;
-	emit_const(e, H_R8, call_of(c, k));
+	emit_index(e, H_R8, call_of(c, k));
 	emit_jmp(e, 0xe8, stub);
 }
 
@@ -1016,7 +714,7 @@ static void emit_slow(struct trans *c, struct slow s)
 		x87_put_pointers(c, s.x87.last, s.x87.seg);
 	for (; k <= s.last; k++) {
 		put_before(c, k);
-		emit_const(e, H_R8, call_of(c, k));
+		emit_index(e, H_R8, call_of(c, k));
 		emit_jmp(e, 0xe8, x87_seen_by(&c->insn[k]) ? c->j->call_stub_x87 : c->j->call_stub);
 		put_after(c, k);
 		put_spoilt(c, k);
@@ -1067,7 +765,7 @@ static void emit_out_of_line(struct trans *c)
 			x->at = NULL;
 		}
 		if (x->lookup) {
-			emit_const(e, H_R8, x->rip);
+			emit_rip(e, H_R8, x->rip);
 			emit_jmp(e, 0xe9, c->j->leave_lookup);
 			continue;
 		}
@@ -1079,16 +777,13 @@ static void emit_out_of_line(struct trans *c)
 void emit_ret_base(struct jit *j, struct emit *e)
 {
 	emit_load(e, H_RSP, H_R15, VOFF(jt.sp));
-	e1(e, 0x4c); /* lea r10, [rip + ret_miss] */
-	e1(e, 0x8d);
-	e1(e, 0x15);
-	e4(e, (u32)(j->ret_miss - (emit_rx(e) + 4)));
+	emit_lea_rip(e, H_R10, j->ret_miss);
 	e1(e, 0x41); /* push r10 */
 	e1(e, 0x52);
 }
 
-/* The memory that a block takes. */
-static void make_room(struct jit *j)
+/* The memory that a block takes is there when it is touched. */
+void code_ahead(struct jit *j)
 {
 	ahead_of(&j->hot_rw, j->e.p, EMIT_ROOM / 4);
 	ahead_of(&j->hot_rx, j->e.p + j->e.delta, EMIT_ROOM / 4);
@@ -1104,10 +799,11 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	struct trans *c = j->trans;
 	struct tb *tb = meta_alloc(j, sizeof(*tb));
 	struct emit *e = &c->e;
+	u32 first_call = j->n_calls, first_site = j->n_sites;
 	unsigned total = 0;
 	u8 *bytes, *begin, *cold, *poll;
 
-	make_room(j);
+	code_ahead(j);
 	memset(c, 0, offsetof(struct trans, insn));
 	memset(tb, 0, sizeof(*tb));
 	c->j = j;
@@ -1139,6 +835,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 		bytes += c->range[n].len;
 	}
 
+	copy_note(c, rip);
 	begin = e->p;
 	cold = j->cold.p;
 	tb->code = emit_rx(e);
@@ -1177,7 +874,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	}
 	emit_out_of_line(c);
 	patch_rel(poll, e->delta, emit_rx(&j->cold));
-	emit_const(&j->cold, H_R8, rip);
+	emit_rip(&j->cold, H_R8, rip);
 	emit_jmp(&j->cold, 0xe9, j->leave_lookup);
 	tb->code_len = (u32)(e->p - begin);
 	j->n.code_bytes += (u64)(j->cold.p - cold);
@@ -1190,6 +887,7 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	while ((uintptr_t)e->p & 15)
 		e1(e, 0xcc);
 	j->e = *e;
+	copy_origin(c, cold, first_call, first_site);
 	page_add(j, page, tb);
 	return tb;
 }

@@ -100,6 +100,7 @@ struct trans {
 	struct x87 x87;
 	bool split;     /* emitting the code of a group that straddles pages: each access has its own check */
 	bool after_sti; /* the previous instruction was an STI: its shadow ends behind this one */
+	bool bound;     /* the code is right at this RIP alone, and copies cannot be made */
 	const struct jpage *page;
 	u8 wants_vec;       /* VEC_x */
 	u32 call[TB_INSNS]; /* index + 1 */
@@ -124,6 +125,7 @@ struct trans {
 	struct exit exit[TB_INSNS * 3 + 1];
 	struct range range[TB_RANGES];
 	u8 bytes[TB_INSNS * 15 + 16];
+	struct fixes fixes; /* copy.c */
 };
 
 static inline bool is_grouped(const struct trans *c, unsigned k)
@@ -139,6 +141,12 @@ static inline bool is_follower(const struct trans *c, unsigned k)
 static inline unsigned wflag(const struct trans *c)
 {
 	return c->key & KEY_64 ? ENC_W : 0;
+}
+
+/* Bytes of a push that is not sized otherwise; KEY_SEG is segment.c's. */
+static inline unsigned word(const struct trans *c)
+{
+	return c->key & KEY_64 ? 8 : 4;
 }
 
 /* Linear addresses wrap outside 64-bit mode. */
@@ -171,7 +179,25 @@ void reg_out(struct trans *c, unsigned g, unsigned scratch);
 void flags_give(struct trans *c, unsigned k);
 void flags_want(struct trans *c, unsigned k);
 void emit_push_check(struct trans *c, unsigned k);
-void emit_jump_stub(struct jit *j, struct emit *e, bool user);
+void exit_recipe(struct trans *c, unsigned id);
+u32 call_of(struct trans *c, unsigned k);
+void code_ahead(struct jit *j);
+
+/* branch.c */
+void exit_at(struct trans *c, u8 *at, u64 rip, u8 live);
+void emit_exit(struct trans *c, u8 *at, u64 rip, u32 key, bool poll);
+u8 *emit_events(struct emit *e, unsigned cc, const u8 *to);
+void emit_jump_cache(struct jit *j, struct emit *e, bool user);
+void emit_target(struct trans *c, unsigned k);
+void emit_call(struct trans *c, unsigned k);
+void emit_calli(struct trans *c, unsigned k);
+void emit_ret(struct trans *c, unsigned k);
+void emit_jcc_insn(struct trans *c, unsigned k);
+void emit_count(struct trans *c, unsigned k);
+
+/* copy.c: before a block is emitted, and behind it, when its part out of line, its calls and its sites begin so */
+void copy_note(struct trans *c, u64 rip);
+void copy_origin(const struct trans *c, const u8 *cold, u32 first_call, u32 first_site);
 
 /* mem.c */
 void slow_at(struct trans *c, unsigned k, u8 *at);
@@ -206,6 +232,7 @@ void segment_ret(struct trans *c, unsigned k);
 
 /* see.c: the block is translated; its part out of line (executable address) */
 void see_block(const struct trans *c, const u8 *cold, u64 cold_len);
+void see_copy(const struct tb *tb, const u8 *cold, u64 cold_len); /* with DEVKVM_DEBUG=perf */
 
 /* bmi.c */
 void emit_bmi(struct trans *c, unsigned k);

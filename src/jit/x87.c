@@ -258,9 +258,9 @@ void x87_put_pointers(struct trans *c, u8 last, u8 seg)
 		}
 		if (is_s32((s64)rip)) {
 			encode(e, ENC_W, 0, 0xc7, 0, rm_mem(H_R15, FX(FX_FIP)));
-			e4(e, (u32)rip);
+			emit_rip4(e, rip);
 		} else {
-			emit_const(e, H_R10, rip);
+			emit_rip(e, H_R10, rip);
 			emit_store(e, H_R15, FX(FX_FIP), H_R10);
 		}
 		put_selector(e, VOFF(fpu.fcs), SEG_CS);

@@ -144,6 +144,11 @@ void machine_window(struct machine *m, void *hva, u64 size)
 
 void machine_map(struct machine *m, u64 addr, u64 pte)
 {
+	machine_map_to(m, addr, addr, pte);
+}
+
+void machine_map_to(struct machine *m, u64 addr, gpa_t gpa, u64 pte)
+{
 	u64 *t = (u64 *)(void *)m->tables;
 
 	for (int level = 3; level > 0; level--) {
@@ -156,7 +161,7 @@ void machine_map(struct machine *m, u64 addr, u64 pte)
 		}
 		t = (u64 *)(void *)(m->tables + ((*e & PHYS_MASK & PAGE_MASK) - TABLES_GPA));
 	}
-	t[(addr >> 12) & 511] = pte ? (addr & PAGE_MASK) | pte : 0;
+	t[(addr >> 12) & 511] = pte ? (gpa & PAGE_MASK) | pte : 0;
 	tlb_flush(&m->v->mmu);
 }
 

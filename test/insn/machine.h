@@ -24,6 +24,7 @@ void machine_free(struct machine *m);
 void machine_window(struct machine *m, void *hva, u64 size);
 /* Maps one page, linear = physical = `addr`. pte: PTE_x flags; 0 unmaps. */
 void machine_map(struct machine *m, u64 addr, u64 pte);
+void machine_map_to(struct machine *m, u64 addr, gpa_t gpa, u64 pte); /* the same, to another physical page */
 /* 64-bit code, or flat 32-bit code in compatibility mode, or 16-bit. */
 void machine_set_mode(struct machine *m, enum decode_mode mode);
 

@@ -971,10 +971,17 @@ static void gen_branch(unsigned depth)
 	}
 }
 
+static struct gen hooks(void)
+{
+	return (struct gen){&e, env, any_reg, any_mem, gen_alu};
+}
+
 static void gen_system(void)
 {
+	struct gen g = hooks();
+
 	if (is64() && rnd(2)) {
-		gen_system64(&(struct gen){&e, env, any_reg, any_mem, gen_alu});
+		gen_system64(&g);
 		return;
 	}
 	switch (rnd(7)) {
@@ -1019,55 +1026,6 @@ static void gen_system(void)
 	}
 }
 
-/* Those that leave the mode or the program, stop, or do not do the same twice. */
-static bool no_random(const struct insn *i)
-{
-	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_HLT:
-	case ZYDIS_MNEMONIC_RDTSC:
-	case ZYDIS_MNEMONIC_RDTSCP:
-	case ZYDIS_MNEMONIC_RDRAND:
-	case ZYDIS_MNEMONIC_RDSEED:
-	case ZYDIS_MNEMONIC_JMP:
-	case ZYDIS_MNEMONIC_CALL:
-	case ZYDIS_MNEMONIC_RET:
-	case ZYDIS_MNEMONIC_IRET:
-	case ZYDIS_MNEMONIC_IRETD:
-	case ZYDIS_MNEMONIC_IRETQ:
-	case ZYDIS_MNEMONIC_INT:
-	case ZYDIS_MNEMONIC_INT1:
-	case ZYDIS_MNEMONIC_INT3:
-	case ZYDIS_MNEMONIC_INTO:
-	case ZYDIS_MNEMONIC_SYSCALL:
-	case ZYDIS_MNEMONIC_SYSRET:
-	case ZYDIS_MNEMONIC_SYSENTER:
-	case ZYDIS_MNEMONIC_SYSEXIT:
-	case ZYDIS_MNEMONIC_POPF:
-	case ZYDIS_MNEMONIC_POPFD:
-	case ZYDIS_MNEMONIC_POPFQ:
-	case ZYDIS_MNEMONIC_LGDT:
-	case ZYDIS_MNEMONIC_LIDT:
-	case ZYDIS_MNEMONIC_LLDT:
-	case ZYDIS_MNEMONIC_LTR:
-	case ZYDIS_MNEMONIC_LMSW:
-	case ZYDIS_MNEMONIC_CLTS:
-	case ZYDIS_MNEMONIC_XSETBV:
-	case ZYDIS_MNEMONIC_RDMSR:
-	case ZYDIS_MNEMONIC_WRMSR:
-	case ZYDIS_MNEMONIC_INSB:
-	case ZYDIS_MNEMONIC_INSW:
-	case ZYDIS_MNEMONIC_INSD:
-	case ZYDIS_MNEMONIC_OUTSB:
-	case ZYDIS_MNEMONIC_OUTSW:
-	case ZYDIS_MNEMONIC_OUTSD:
-		return true;
-	}
-	for (unsigned n = 0; n < i->nops; n++)
-		if (i->op[n].kind == OPK_REL || i->op[n].kind == OPK_CR || i->op[n].kind == OPK_DR)
-			return true;
-	return false;
-}
-
 /* Any instruction at all, its memory operand mostly at RDI. */
 static void gen_any(void)
 {
@@ -1100,7 +1058,7 @@ static void gen_any(void)
 			b[n - 1] = (u8)((b[n - 1] & 0x78) | (env->bits == 16 ? 5 : 7));
 		while (n < sizeof(b))
 			b[n++] = (u8)rnd(256);
-		if (decode(mode, b, 15, &i) < 0 || no_random(&i))
+		if (decode(mode, b, 15, &i) < 0 || gen_never(&i))
 			continue;
 		memcpy(e.p, b, i.len);
 		e.p += i.len;
@@ -1128,7 +1086,13 @@ static void gen_one(unsigned depth)
 		gen_alu_imm();
 		break;
 	case 12 ... 16:
-		gen_mov();
+		if (is64() && rnd(6) == 0) {
+			struct gen g = hooks();
+
+			gen_rip64(&g);
+		} else {
+			gen_mov();
+		}
 		break;
 	case 17 ... 20:
 		gen_unary();

@@ -38,7 +38,7 @@ u64 gen_u64(void);
 void gen_place(const struct gen_env *env, struct program *p); /* chooses p->at */
 void gen_program(const struct gen_env *env, struct program *p);
 
-/* gen_system.c: what it needs of gen.c: where code goes, any register and memory operand, an instruction. */
+/* gen_64.c: what it needs of gen.c: where code goes, any register and memory operand, an instruction. */
 struct gen {
 	struct emit *e;
 	const struct gen_env *env;
@@ -47,5 +47,10 @@ struct gen {
 	void (*alu)(void);
 };
 void gen_system64(const struct gen *g);
+void gen_rip64(const struct gen *g);
+
+/* gen_never.c */
+struct insn;
+bool gen_never(const struct insn *i);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * gen_system.c: system instructions of 64-bit code, for gen.c's random programs.
+ * gen_64.c: what only 64-bit code has, system instructions and operands relative to RIP, for gen.c's random programs.
  */
 #include <string.h>
 
@@ -54,6 +54,26 @@ static void base_access(struct emit *e, unsigned which, unsigned r)
 	e1(e, 0x0f);
 	e1(e, 0xae);
 	e1(e, (u8)(0xc0 | which << 3 | (r & 7)));
+}
+
+/* An operand in the data, or what would be there of another RIP. */
+void gen_rip64(const struct gen *g)
+{
+	static const u8 op[] = {0x8b, 0x8b, 0x89, 0x8d, 0x8d, 0x03, 0x01, 0x39, 0x81, 0x10, 0x11};
+	u64 to = g->env->data_abs + gen_rnd(0x4000);
+	unsigned n = gen_rnd(sizeof(op)), r = g->reg();
+	struct emit *e = g->e;
+
+	if (gen_rnd(20) == 0)
+		e1(e, 0x67);
+	e1(e, (u8)(0x40 | (op[n] < 0x20 && op[n] >= 0x10 ? 0 : gen_rnd(2) << 3) | (r & 8) >> 1));
+	if (op[n] == 0x10 || op[n] == 0x11)
+		e1(e, 0x0f); /* MOVUPS */
+	e1(e, op[n]);
+	e1(e, (u8)((op[n] == 0x81 ? gen_rnd(8) : r & 7) << 3 | 5));
+	e4(e, (u32)(to - (u64)(uintptr_t)(emit_rx(e) + (op[n] == 0x81 ? 8 : 4))));
+	if (op[n] == 0x81)
+		e4(e, (u32)gen_u64());
 }
 
 /* System instructions of 64-bit code. */

@@ -11,8 +11,9 @@
  * Modes: 64-bit code at CPL 3 and 0, compatibility mode, 32-bit protected mode at CPL 3 and 0; and with segments that
  * change from round to round (bases, limits that fault, expand-down, read-only, null, stacks of the other width):
  * 16-bit protected mode at CPL 0 and 3, real mode, virtual-8086 mode, 32-bit protected and compatibility mode. There GS
- * shows the code, so that stores come by another segment, and CS may end inside the program or wrap. Translators:
- * plain; with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
+ * shows the code, so that stores come by another segment, and CS may end inside the program or wrap. 64-bit programs
+ * and their data are at several addresses at once, and each round begins at any of them (copy.c). Translators: plain;
+ * with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
  *
  *   random [--seed N] [--programs N | --insns N] [--progress] [--no-timer] [--mode NAME]
  *          [--variant NAME] [--show] [--x87]
@@ -64,6 +65,9 @@
  */
 #define STACK_64 0xfedcba90000ul
 
+/* Where else in linear memory the code and the data of 64-bit programs are: addresses of one form and of another. */
+static const u64 away[] = {0, 0x8000000, 0x7e1234560000, 0x7d00a5a5f000, 0xffffffff60000000};
+
 enum mode { LONG3, LONG0, COMPAT3, PROT3, PROT0, PROT16, REAL, V86, SEG16, SEG32, SEGC, MODES };
 enum { PLAIN, CHAOS, LOCKSTEP, BOTH, VARIANTS };
 
@@ -98,6 +102,7 @@ static struct setup {
 	enum mode mode;
 	unsigned dpl;
 	bool irqs, lma;
+	u64 away; /* of this round */
 	struct side interp, replay, jit[VARIANTS];
 } setups[MODES];
 
@@ -105,7 +110,7 @@ static struct side *running;
 static struct program program;
 static u8 *pool;
 static struct {
-	u64 programs, failed, abandoned, insns, faults, exits, irqs, seen, by_mode[MODES];
+	u64 programs, failed, abandoned, insns, faults, exits, irqs, seen, copied, by_mode[MODES];
 } n;
 
 int __wrap_excp_deliver(struct vcpu *v);
@@ -153,11 +158,20 @@ u64 __wrap_tsc_read(const struct vcpu *v)
 	return 0x123456789abcull;
 }
 
+/* A linear address as if the program were at its first place. */
+static u64 home(const struct gen_env *env, u64 a)
+{
+	for (unsigned k = 0; env->bits == 64 && k < ARRAY_SIZE(away); k++)
+		if (a - away[k] - env->code < CODE_SIZE)
+			return a - away[k];
+	return a;
+}
+
 /* Is the instruction at RIP a repeated one? */
 static bool in_repetition(const struct gen_env *env, const struct side *s)
 {
 	const struct vcpu *v = s->m.v;
-	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - env->code;
+	u64 off = home(env, v->r[R_RIP] + v->seg[SEG_CS].base) - env->code;
 
 	for (unsigned k = 0; k < 14 && off + k < CODE_SIZE; k++) {
 		u8 b = s->code[off + k];
@@ -177,21 +191,26 @@ static bool in_repetition(const struct gen_env *env, const struct side *s)
 /*
  * Has an interrupt been seen, as a processor lets it be seen? Both sides have interrupts, at other moments. IRET to an
  * outer ring takes a null selector's RPL away; and a repetition that has overwritten itself goes on, but is not there
- * any more after an interrupt.
+ * any more after an interrupt, nor when a look at the events came between.
  */
 static bool saw_interrupt;
 
-static void see_interrupt(const struct vcpu *v, const struct side *s)
+static void see_look(const struct vcpu *v, const struct side *s)
+{
+	saw_interrupt |= v->mid_rep && v->mid_rep_rip == v->r[R_RIP] && !in_repetition(s->env, s);
+}
+
+static void see_interrupt(const struct vcpu *v)
 {
 	for (unsigned k = SEG_ES; k <= SEG_GS; k++)
 		saw_interrupt |= v->cpl && v->seg[k].unusable && v->seg[k].sel && v->seg[k].sel < 4;
-	saw_interrupt |= v->mid_rep && v->mid_rep_rip == v->r[R_RIP] && !in_repetition(s->env, s);
 }
 
 static int irq_take(struct vcpu *v)
 {
 	struct side *s = side_of(v);
 
+	see_look(v, s);
 	if (!s->irq || !s->irqs)
 		return -1;
 	/* The handler's IRET could not return beyond the end of CS, where the next fetch faults. */
@@ -202,7 +221,7 @@ static int irq_take(struct vcpu *v)
 		return -1;
 	s->irq = false;
 	s->n_irqs++;
-	see_interrupt(v, s);
+	see_interrupt(v);
 	if (s->watch && s->n_seen < ARRAY_SIZE(s->seen)) {
 		memcpy(s->seen[s->n_seen].r, v->r, sizeof(v->r));
 		s->seen[s->n_seen].cs_base = v->seg[SEG_CS].base;
@@ -218,6 +237,7 @@ static bool irq_pending(struct vcpu *v)
 
 static void kicked(struct vcpu *v)
 {
+	see_look(v, side_of(v));
 }
 
 static int no_cpuid(struct vcpu *v, const struct insn *i)
@@ -254,6 +274,13 @@ static u8 *add_window(struct machine *k, gpa_t gpa, u64 size, bool user)
 	for (u64 a = gpa; a < gpa + size; a += PAGE_SIZE)
 		machine_map(k, a, PTE_P | PTE_W | (user ? PTE_U : 0) | PTE_A | PTE_D);
 	return p;
+}
+
+static void show_away(struct machine *k, gpa_t gpa, u64 size)
+{
+	for (unsigned n = 1; n < ARRAY_SIZE(away); n++)
+		for (u64 a = gpa; a < gpa + size; a += PAGE_SIZE)
+			machine_map_to(k, a + away[n], a, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
 }
 
 static void put_desc(u8 *gdt, unsigned index, u64 x)
@@ -392,6 +419,10 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 	v->tsc_offset = 0;
 	s->code = add_window(&s->m, u->env.code, CODE_SIZE, true);
 	s->data = add_window(&s->m, u->data, u->data_size, true);
+	if (bits == 64) {
+		show_away(&s->m, u->env.code, CODE_SIZE);
+		show_away(&s->m, u->data, u->data_size);
+	}
 	if (low)
 		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE, true);
 	s->sys = add_window(&s->m, u->sys, SYS_SIZE, !u->env.smap);
@@ -689,7 +720,7 @@ static void enter_at(const struct setup *u, struct side *s, unsigned off)
 	struct vcpu *v = s->m.v;
 
 	memcpy(v->seg, s->seg, sizeof(s->seg));
-	v->r[R_RIP] = program.at + off - v->seg[SEG_CS].base;
+	v->r[R_RIP] = program.at + u->away + off - v->seg[SEG_CS].base;
 	if (!(v->rflags & FLAGS_VM) && u->mode == V86)
 		v->rflags |= FLAGS_VM;
 	v->rflags &= ~(u64)(FLAGS_TF | FLAGS_AC | FLAGS_RF);
@@ -830,9 +861,9 @@ static void answer(struct vcpu *v)
 }
 
 /* Offset of the chunk behind a fault; 0: none. */
-static unsigned chunk_behind(const struct vcpu *v)
+static unsigned chunk_behind(const struct setup *u, const struct vcpu *v)
 {
-	u64 off = v->r[R_RIP] + v->seg[SEG_CS].base - program.at;
+	u64 off = home(&u->env, v->r[R_RIP] + v->seg[SEG_CS].base) - program.at;
 
 	if (off >= program.len)
 		return 0;
@@ -892,6 +923,7 @@ static int one_round(struct setup *u, struct side *j, unsigned round)
 
 	if (u->env.segs && round)
 		vary_segments(u, j, false);
+	u->away = u->env.bits == 64 ? away[gen_rnd(ARRAY_SIZE(away))] : 0;
 	make_start(u, &st);
 	set_side(u, i, &st);
 	set_side(u, j, &st);
@@ -918,7 +950,7 @@ static int one_round(struct setup *u, struct side *j, unsigned round)
 			return DIFFER;
 		if (i->faulted) {
 			n.faults++;
-			off = chunk_behind(a);
+			off = chunk_behind(u, a);
 			if (!off || ++faults > FAULTS_MAX)
 				break;
 			for (unsigned k = 0; k < 2; k++) {
@@ -1047,19 +1079,22 @@ static void line(u64 seed, double since)
 {
 	printf("%9.0f s: seed %llu, %llu programs, %llu instructions, %llu faults, %llu MMIO exits, %llu interrupts "
 	       "(%llu checked), "
-	       "%llu given up, %llu failed\n",
+	       "%llu blocks copied, %llu given up, %llu failed\n",
 	       now() - since, (unsigned long long)seed, (unsigned long long)n.programs, (unsigned long long)n.insns,
 	       (unsigned long long)n.faults, (unsigned long long)n.exits, (unsigned long long)n.irqs,
-	       (unsigned long long)n.seen, (unsigned long long)n.abandoned, (unsigned long long)n.failed);
+	       (unsigned long long)n.seen, (unsigned long long)n.copied, (unsigned long long)n.abandoned,
+	       (unsigned long long)n.failed);
 	fflush(stdout);
 }
 
-static void count_irqs(void)
+static void count_sides(void)
 {
-	n.irqs = 0;
+	n.irqs = n.copied = 0;
 	for (unsigned m = 0; m < MODES; m++)
-		for (unsigned k = 0; k < VARIANTS; k++)
+		for (unsigned k = 0; k < VARIANTS; k++) {
 			n.irqs += setups[m].jit[k].n_irqs;
+			n.copied += setups[m].jit[k].m.v->jit->n.copied;
+		}
 }
 
 int main(int argc, char **argv)
@@ -1114,7 +1149,7 @@ int main(int argc, char **argv)
 		flush_all();
 		for (unsigned k = 0; k < BATCH && n.programs < programs && n.insns < insns && n.failed <= 10; k++)
 			one(seed, k);
-		count_irqs();
+		count_sides();
 		if (progress && now() - last > 10) {
 			last = now();
 			line(seed, since);
@@ -1126,6 +1161,10 @@ int main(int argc, char **argv)
 	printf("programs\n");
 	if (n.abandoned * 50 > n.programs) {
 		printf("FAILED: too many programs were given up\n");
+		n.failed++;
+	}
+	if (n.programs > 1000 && only_mode < 0 && n.copied * 10 < n.programs) {
+		printf("FAILED: too few blocks were copied\n");
 		n.failed++;
 	}
 	if (n.irqs > 1000 && n.seen * 10 < n.irqs) {
