@@ -2,7 +2,8 @@
  * chaos.c: DEVKVM_CHAOS=SEED[,exact-flags][,spoil=KIND[/N]]: choices that the translator may make at any time, made at
  * random, so that a run goes through states which are rare otherwise. What the guest sees must not change.
  *
- * At random are: the length of each block, whether two blocks are linked, the size of the code memory (small), and
+ * At random are: the length of each block, whether two blocks are linked, which copy of a block takes the place of
+ * another, the size of the code memory (small), and
  * before each entry to translated code a flush of the TLB or a part of it, of all translations, a new epoch, a kick, an
  * interrupt request that nobody made.
  *

@@ -6,6 +6,9 @@
  * that hang on where its code lies. With them a copy is made for any other RIP with the same offset in its page, from
  * any page that holds the same bytes; a copy costs a small part of a translation.
  *
+ * Programs end, and nobody says so: from a few copies on, a new one takes the place of the one whose page was not
+ * entered for the longest time (take_back()), so that starting programs fills no memory.
+ *
  * Only translated blocks are copied (struct origin), not copies. It does not matter whether the origin is alive: its
  * code and all that it refers to (recipes, decoded instructions, the bytes it was made of) stay until a flush, and the
  * bytes are compared before each copy. What changes in the code of a block behind its translation is where its sites
@@ -21,13 +24,22 @@ struct place {
 	u32 cold : 1;
 };
 
+struct tb_copy {
+	struct tb tb;
+	struct tb_copy *next; /* of the same origin */
+	u8 *hot, *cold;       /* writable view */
+	u32 first_call, first_site;
+};
+
 struct origin {
 	const struct tb *tb;
 	struct origin *next;
+	struct tb_copy *first, **last; /* its copies, by turns */
+	u32 hash;
 	const u8 *cold; /* what is out of line, writable view */
 	u32 cold_len;
 	u32 first_call, first_site;
-	u16 n_calls, n_sites, n_places;
+	u16 n_calls, n_sites, n_places, n_copies;
 	bool low;   /* some addresses have 32 bits only */
 	bool never; /* of no use */
 	struct place place[];
@@ -41,13 +53,13 @@ static bool has_first(u64 rip)
 	return (rip & ~PAGE_MASK) <= PAGE_SIZE - FIRST;
 }
 
-static unsigned origin_hash(const u8 *bytes, u64 rip, u32 key)
+static u32 origin_hash(const u8 *bytes, u64 rip, u32 key)
 {
 	u64 first;
 
 	memcpy(&first, bytes, FIRST);
 	first = (first ^ (rip & ~PAGE_MASK) << 20 ^ key) * 0x9e3779b97f4a7c15ull;
-	return (unsigned)(first >> 40) & (ORIGIN_HASH - 1);
+	return (u32)(first >> 32);
 }
 
 /* Is every address that code there may name canonical? Where not, branches are translated otherwise. */
@@ -102,6 +114,7 @@ void copy_origin(const struct trans *c, const u8 *cold, u32 first_call, u32 firs
 		o->place[n++].cold = out;
 	}
 	o->tb = c->tb;
+	o->last = &o->first;
 	o->cold = cold;
 	o->cold_len = cold_len;
 	o->first_call = first_call;
@@ -110,7 +123,8 @@ void copy_origin(const struct trans *c, const u8 *cold, u32 first_call, u32 firs
 	o->n_sites = (u16)(j->n_sites - first_site);
 	o->n_places = (u16)n;
 	c->tb->origin = o;
-	at = &j->origins[origin_hash(c->hva_page + (c->tb->rip & ~PAGE_MASK), c->tb->rip, c->key)];
+	o->hash = origin_hash(c->hva_page + (c->tb->rip & ~PAGE_MASK), c->tb->rip, c->key);
+	at = &j->origins[o->hash & (ORIGIN_HASH - 1)];
 	o->next = *at;
 	*at = o;
 }
@@ -131,7 +145,7 @@ struct piece {
 struct copy {
 	struct jit *j;
 	const struct origin *o;
-	struct tb *tb;
+	struct tb_copy *t;
 	u64 moved; /* by how much RIP is another */
 	struct piece hot, cold;
 };
@@ -181,14 +195,15 @@ static bool all_fit(const struct origin *o, s64 delta, u64 moved)
 	return true;
 }
 
-static const struct origin *find(const struct jit *j, u64 rip, const u8 *hva, u32 key)
+static struct origin *find(const struct jit *j, u64 rip, const u8 *hva, u32 key)
 {
 	const u8 *page = hva - (rip & ~PAGE_MASK);
-	const struct origin *o;
+	u32 hash = origin_hash(hva, rip, key);
+	struct origin *o;
 
-	for (o = j->origins[origin_hash(hva, rip, key)]; o; o = o->next)
-		if (o->tb->key == key && ((o->tb->rip ^ rip) & ~PAGE_MASK) == 0 && !o->never && page_has(page, o->tb) &&
-		    all_fit(o, j->e.delta, rip - o->tb->rip))
+	for (o = j->origins[hash & (ORIGIN_HASH - 1)]; o; o = o->next)
+		if (o->hash == hash && o->tb->key == key && ((o->tb->rip ^ rip) & ~PAGE_MASK) == 0 && !o->never &&
+		    page_has(page, o->tb) && all_fit(o, j->e.delta, rip - o->tb->rip))
 			break;
 	return o;
 }
@@ -216,7 +231,7 @@ static void copy_places(const struct copy *c)
 			memcpy(to, &rip, 8);
 			break;
 		case FIX_CALL:
-			put4(to, get4(from) + c->j->n_calls - c->o->first_call);
+			put4(to, get4(from) + c->t->first_call - c->o->first_call);
 			break;
 		}
 	}
@@ -227,14 +242,13 @@ static void copy_calls(const struct copy *c)
 	struct jit *j = c->j;
 
 	for (unsigned n = 0; n < c->o->n_calls; n++) {
-		struct call *call = &j->calls[j->n_calls + n];
+		struct call *call = &j->calls[c->t->first_call + n];
 
 		*call = j->calls[c->o->first_call + n];
-		call->tb = meta_at(j, c->tb);
+		call->tb = meta_at(j, &c->t->tb);
 		if (!call->kept)
 			call->splits = 0;
 	}
-	j->n_calls += c->o->n_calls;
 }
 
 /* They lead nowhere yet: as new_site() leaves them. */
@@ -242,39 +256,115 @@ static void copy_sites(const struct copy *c)
 {
 	struct jit *j = c->j;
 
-	for (unsigned n = 0; n < c->o->n_sites; n++, j->n_sites++) {
+	for (u32 n = 0; n < c->o->n_sites; n++) {
 		const struct site *from = &j->sites[c->o->first_site + n];
-		struct site *s = &j->sites[j->n_sites];
+		struct site *s = &j->sites[c->t->first_site + n];
 		u8 *at = to_copy(c, j->mem.rw + from->at), *stub = to_copy(c, j->mem.rw + from->unlinked);
 
 		*s = *from;
 		s->rip += c->moved;
 		s->at = (u32)(at - j->mem.rw);
 		s->unlinked = (u32)(stub - j->mem.rw);
-		s->from = meta_at(j, c->tb);
+		s->from = meta_at(j, &c->t->tb);
 		s->to = s->prev = s->next = 0;
 		s->linked = false;
-		put4(stub + SITE_INDEX, j->n_sites);
+		put4(stub + SITE_INDEX, c->t->first_site + n);
 		patch_rel(at, j->e.delta, stub + j->e.delta);
 		if (s->cross)
 			patch_rel(at - SITE_CELL, j->e.delta, (const u8 *)&j->front->cell[0]);
 	}
 }
 
+/* Copies of a block that may be, whoever uses them. */
+#define COPIES_FEW 8u
+/* Generations after which a copy that is one of many is taken to be of a program that has ended: a fraction of a second
+ * of epochs. If it has not, it gets another one. */
+#define STALE_GENS 512u
+
+/* The generation in which the copy's page was entered last. */
+static u32 last_entered(const struct jit *j, const struct tb *tb)
+{
+	u32 a = j->front->cell[tb->guard[0]], b = j->front->cell[tb->guard[1]];
+
+	return a > b ? a : b;
+}
+
+static bool is_stale(struct jit *j, const struct origin *o, const struct tb *tb)
+{
+	if (tb->dead || (unlikely(j->chaos.on) && chaos_rnd(j, 2)))
+		return true;
+	return o->n_copies >= COPIES_FEW && last_entered(j, tb) + STALE_GENS < j->last_gen;
+}
+
+/* A copy whose memory can be that of another one: out of all lists, dead; NULL: there is none. */
+static struct tb_copy *take_back(struct jit *j, struct origin *o)
+{
+	struct tb_copy *t = NULL;
+
+	/* Mostly the one whose turn it is. */
+	for (unsigned looks = 0; looks < 2 && o->first; looks++) {
+		t = o->first;
+		*o->last = t;
+		o->last = &t->next;
+		o->first = t->next;
+		t->next = NULL;
+		if (is_stale(j, o, &t->tb))
+			break;
+		t = NULL;
+	}
+	if (!t)
+		return NULL;
+	if (!t->tb.dead)
+		page_take_back(j, &t->tb);
+	for (u32 k = 0; k < o->n_sites; k++)
+		tb_unlink_site(j, &j->sites[t->first_site + k]);
+	j->n.retaken++;
+	return t;
+}
+
+/* Memory for a copy: of calls, sites and both kinds of code. */
+static struct tb_copy *new_copy(struct jit *j, struct origin *o)
+{
+	struct tb_copy *t;
+
+	code_ahead(j);
+	t = meta_alloc(j, sizeof(*t));
+	t->hot = j->e.p;
+	t->cold = j->cold.p;
+	t->first_call = j->n_calls;
+	t->first_site = j->n_sites;
+	t->next = NULL;
+	*o->last = t;
+	o->last = &t->next;
+	o->n_copies++;
+	j->e.p += o->tb->code_len;
+	while ((uintptr_t)j->e.p & 15)
+		e1(&j->e, 0xcc);
+	j->cold.p += o->cold_len;
+	j->n_calls += o->n_calls;
+	j->n_sites += o->n_sites;
+	j->n.code_bytes += o->tb->code_len + o->cold_len;
+	return t;
+}
+
 struct tb *copy_make(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page)
 {
 	struct copy c = {.j = j};
 	const struct tb *from;
+	struct origin *o;
 	struct tb *tb;
 
-	if (!(key & KEY_64) || !has_first(rip) || !is_inner(rip) || !(c.o = find(j, rip, hva, key)))
+	if (!(key & KEY_64) || !has_first(rip) || !is_inner(rip) || !(o = find(j, rip, hva, key)))
 		return NULL;
-	code_ahead(j);
-	from = c.o->tb;
-	c.tb = tb = meta_alloc(j, sizeof(*tb));
+	from = o->tb;
+	c.o = o;
+	c.t = take_back(j, o);
+	if (!c.t)
+		c.t = new_copy(j, o);
+	tb = &c.t->tb;
 	c.moved = rip - from->rip;
-	c.hot = (struct piece){from->code - j->e.delta, j->e.p, from->code_len};
-	c.cold = (struct piece){c.o->cold, j->cold.p, c.o->cold_len};
+	c.hot = (struct piece){from->code - j->e.delta, c.t->hot, from->code_len};
+	c.cold = (struct piece){o->cold, c.t->cold, o->cold_len};
 	memcpy(c.hot.to, c.hot.from, c.hot.len);
 	memcpy(c.cold.to, c.cold.from, c.cold.len);
 	*tb = *from;
@@ -289,11 +379,6 @@ struct tb *copy_make(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	copy_places(&c);
 	copy_calls(&c);
 	copy_sites(&c);
-	j->e.p += c.hot.len;
-	while ((uintptr_t)j->e.p & 15)
-		e1(&j->e, 0xcc);
-	j->cold.p += c.cold.len;
-	j->n.code_bytes += c.hot.len + c.cold.len;
 	j->n.copied++;
 	if (unlikely(j->perf))
 		see_copy(tb, c.cold.to + j->e.delta, c.cold.len);

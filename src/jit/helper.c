@@ -629,8 +629,8 @@ static void check_world(struct vcpu *v, struct jit *j)
 		tb_new_gen(j);
 	}
 	if (unlikely(j->need_flush || code_full(j) || j->n_calls + TB_INSNS > CALLS_MAX ||
-	             j->n_sites + TB_INSNS * 4 > SITES_MAX || j->n_guards + 1 >= GUARDS_MAX ||
-	             j->meta_used + 65536 > META_SIZE || j->last_gen > GEN_MAX))
+	             j->n_sites + TB_INSNS * 4 > SITES_MAX || !guards_left(j) || j->meta_used + 65536 > META_SIZE ||
+	             j->last_gen > GEN_MAX))
 		tb_flush(j);
 }
 
@@ -749,7 +749,7 @@ static size_t code_size(void)
 	const char *s = getenv("DEVKVM_CODE_MB");
 	unsigned long mb = s ? strtoul(s, NULL, 10) : 0;
 
-	return (size_t)(mb >= 1 && mb <= 1024 ? mb : 64) << 20;
+	return (size_t)(mb >= 1 && mb <= 1024 ? mb : 256) << 20;
 }
 
 void jit_create(struct vcpu *v)

@@ -33,16 +33,16 @@
 #define TB_RANGES 10    /* byte ranges that a block depends on: itself and what was looked at behind its exits */
 #define EMIT_ROOM 32768 /* most host bytes of a block */
 
-#define HASH_SIZE (1u << 16)
-#define PAGE_HASH (1u << 12)
+#define HASH_SIZE (1u << 17)
+#define PAGE_HASH (1u << 13)
 #define GUARD_HASH (1u << 14)
-#define ORIGIN_HASH (1u << 14)
-#define JC_SIZE 16384u    /* jump cache entries */
-#define GUARDS_MAX 65536u /* page guards */
+#define ORIGIN_HASH (1u << 16)
+#define JC_SIZE 16384u     /* jump cache entries */
+#define GUARDS_MAX 131072u /* page guards */
 
-#define CALLS_MAX (1u << 20)
-#define SITES_MAX (1u << 20)
-#define META_SIZE (96u << 20)
+#define CALLS_MAX (1u << 22)
+#define SITES_MAX (1u << 22)
+#define META_SIZE (256u << 20)
 /* Generations that a flush lets begin anew: none may come twice, nor 0, while a guard remembers one. Half of what 32
  * bits hold, as those of address spaces are also made between two looks of the dispatcher. */
 #define GEN_MAX 0x80000000u
@@ -107,6 +107,7 @@ struct guard {
 	const u8 *hva;
 	u32 key;
 	bool local;
+	u32 users; /* living blocks that have it; without any it goes to j->guard_spare */
 	struct guard *next;
 };
 
@@ -133,6 +134,7 @@ struct tb {
 	u32 page;              /* its struct jpage: meta_at() */
 	struct origin *origin; /* of which it is a copy, or copies can be made; or NULL */
 	struct tb *next, *page_next;
+	struct tb **page_at; /* what points to it in its page's list */
 };
 
 /* A direct jump that can be linked to the block at `rip`. */
@@ -232,7 +234,7 @@ struct jit {
 	u64 n_away;
 	struct call *calls;
 	struct site *sites;
-	struct guard *guards, **guard_hash;
+	struct guard *guards, **guard_hash, *guard_spare;
 	struct decoded *decoded;
 	struct code_seg *cs; /* CS_MAX */
 	u16 *cs_hash;        /* 2 * CS_MAX: number in cs, open addressing */
@@ -244,7 +246,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted, copied;
+		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted, copied, retaken;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -301,6 +303,7 @@ static inline unsigned tb_hash(u64 rip, u32 key)
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page);
 void tb_link(struct jit *j, u32 site, struct tb *to);
 void tb_kill(struct jit *j, struct tb *tb);
+void tb_unlink_site(struct jit *j, struct site *s); /* it is in nobody's list any more; its code stays as it is */
 void tb_flush(struct jit *j);
 void tb_new_gen(struct jit *j);       /* no guard holds any more */
 void tb_new_gen_local(struct jit *j); /* no local guard does */
@@ -309,6 +312,11 @@ void *meta_alloc(struct jit *j, size_t size);
 static inline struct jc_entry *jc_of(const struct jit *j, u64 rip)
 {
 	return &j->front->jc[(rip ^ rip >> PAGE_SHIFT) & (JC_SIZE - 1)];
+}
+/* Is there another guard to be had? */
+static inline bool guards_left(const struct jit *j)
+{
+	return j->guard_spare || j->n_guards + 1 < GUARDS_MAX;
 }
 static inline u32 meta_at(const struct jit *j, const void *p)
 {
@@ -322,7 +330,8 @@ static inline void *meta_ptr(const struct jit *j, u32 at)
 /* smc.c */
 struct jpage *page_get(struct jit *j, const u8 *hva_page);
 struct jpage *page_find(const struct jit *j, const u8 *hva_page);
-void page_drop(struct jit *j, struct tb *tb); /* kills the block; nobody is left in it */
+void page_drop(struct jit *j, struct tb *tb);      /* kills the block; nobody is left in it */
+void page_take_back(struct jit *j, struct tb *tb); /* the same, where its memory is used again at once */
 /* Kills the block; its successors know that the group led by the instruction at its byte `off` straddles pages. */
 void page_straddles(struct jit *j, struct tb *tb, unsigned off);
 void page_add(struct jit *j, struct jpage *p, struct tb *tb);

@@ -20,8 +20,8 @@ static const u8 *find(struct vcpu *v, u64 rip, struct tb *tb, struct tb **out)
 	struct jpage *page;
 	const u8 *p;
 
-	if (unlikely(!jit_undisturbed(v, j) || j->lockstep || j->chaos.on || j->need_flush ||
-	             j->n_guards + 1 >= GUARDS_MAX || atomic_load_explicit(&j->again, memory_order_relaxed) ||
+	if (unlikely(!jit_undisturbed(v, j) || j->lockstep || j->chaos.on || j->need_flush || !guards_left(j) ||
+	             atomic_load_explicit(&j->again, memory_order_relaxed) ||
 	             atomic_load_explicit(&j->foreign, memory_order_relaxed)))
 		return NULL;
 	p = tlb_lookup(&v->mmu.tlb[ctx][TLB_EXEC], rip, 1);

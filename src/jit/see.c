@@ -25,6 +25,7 @@ static void print(const struct jit *j)
 	} line[] = {{"blocks translated", j->n.blocks},
 	            {"guest instructions in them", j->n.insns},
 	            {"blocks copied to another RIP", j->n.copied},
+	            {"of these in the place of another copy", j->n.retaken},
 	            {"of these left to handlers", j->n.handler_insns},
 	            {"host bytes", j->n.code_bytes},
 	            {"links", j->n.links},

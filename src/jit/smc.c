@@ -230,6 +230,22 @@ struct jpage *page_get(struct jit *j, const u8 *hva)
 	return p;
 }
 
+static void list_add(struct jpage *p, struct tb *tb)
+{
+	tb->page_next = p->tbs;
+	tb->page_at = &p->tbs;
+	if (p->tbs)
+		p->tbs->page_at = &tb->page_next;
+	p->tbs = tb;
+}
+
+static void list_remove(struct tb *tb)
+{
+	*tb->page_at = tb->page_next;
+	if (tb->page_next)
+		tb->page_next->page_at = tb->page_at;
+}
+
 static u64 granules_of(unsigned off, unsigned len)
 {
 	unsigned first = off >> 6, last = (off + len - 1) >> 6;
@@ -291,13 +307,11 @@ static void validate_blocks(struct jit *j, struct jpage *p)
 	for (unsigned n = 0; n < ARRAY_SIZE(p->snap); n++)
 		if (p->snap[n])
 			memcpy(p->snap[n], copy + n * SNAP, SNAP);
-	for (struct tb **t = &p->tbs; *t;) {
-		if (page_has(copy, *t)) {
-			t = &(*t)->page_next;
+	for (struct tb *tb = p->tbs; tb; tb = tb->page_next) {
+		if (page_has(copy, tb))
 			continue;
-		}
-		tb_kill(j, *t);
-		*t = (*t)->page_next;
+		list_remove(tb);
+		tb_kill(j, tb);
 		killed = true;
 	}
 	if (killed)
@@ -352,8 +366,7 @@ static void take(struct jit *j, struct jpage *to, struct jpage *from)
 			}
 		tb->hva = hva;
 		tb->page = meta_at(j, to);
-		tb->page_next = to->tbs;
-		to->tbs = tb;
+		list_add(to, tb);
 	}
 	for (unsigned n = 0; n < ARRAY_SIZE(to->snap); n++)
 		if (!to->snap[n]) {
@@ -538,24 +551,22 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 	}
 	p->granules |= g;
 	tb->page = meta_at(j, p);
-	tb->page_next = p->tbs;
-	p->tbs = tb;
+	list_add(p, tb);
+}
+
+void page_take_back(struct jit *j, struct tb *tb)
+{
+	/* The granules of its page may be too many now. */
+	list_remove(tb);
+	tb_kill(j, tb);
 }
 
 void page_drop(struct jit *j, struct tb *tb)
 {
-	struct jpage *p = page_find(j, tb->hva - (tb->rip & ~PAGE_MASK));
-	struct tb **t;
-
-	if (!p || tb->dead)
+	if (tb->dead)
 		return;
-	for (t = &p->tbs; *t && *t != tb; t = &(*t)->page_next)
-		;
-	if (!*t)
-		return;
-	*t = tb->page_next;
-	tb_kill(j, tb);
-	recount(p);
+	page_take_back(j, tb);
+	recount(meta_ptr(j, tb->page));
 	j->left = true;
 }
 
@@ -592,18 +603,15 @@ static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
 		j->left = true;
 		return;
 	}
-	for (struct tb **t = &p->tbs; *t;) {
+	for (struct tb *tb = p->tbs; tb; tb = tb->page_next) {
 		bool hit = false;
 
-		for (unsigned n = 0; n < (*t)->n_ranges; n++)
-			hit |= off < (unsigned)(*t)->range[n].off + (*t)->range[n].len &&
-			       (*t)->range[n].off < off + len;
-		if (!hit) {
-			t = &(*t)->page_next;
+		for (unsigned n = 0; n < tb->n_ranges; n++)
+			hit |= off < (unsigned)tb->range[n].off + tb->range[n].len && tb->range[n].off < off + len;
+		if (!hit)
 			continue;
-		}
-		tb_kill(j, *t);
-		*t = (*t)->page_next;
+		list_remove(tb);
+		tb_kill(j, tb);
 		killed = true;
 	}
 	if (killed) {

@@ -37,17 +37,43 @@ static struct tb *adopt(struct jit *j, u64 rip, u32 key, struct jpage *page)
 	return NULL;
 }
 
+static struct guard **guard_bucket(const struct jit *j, u64 page, u32 key, bool local)
+{
+	return &j->guard_hash[(page >> PAGE_SHIFT ^ key << 4 ^ (u32)local) & (GUARD_HASH - 1)];
+}
+
 static u32 guard_get(struct jit *j, u64 rip, const u8 *hva, u32 key, bool local)
 {
-	struct guard **at = &j->guard_hash[(rip >> PAGE_SHIFT ^ key << 4 ^ (u32)local) & (GUARD_HASH - 1)], *g;
+	struct guard **at = guard_bucket(j, rip, key, local), *g;
 
 	for (g = *at; g; g = g->next)
-		if (g->page == rip && g->hva == hva && g->key == key && g->local == local)
+		if (g->page == rip && g->hva == hva && g->key == key && g->local == local) {
+			g->users++;
 			return (u32)(g - j->guards);
-	g = &j->guards[j->n_guards++];
-	*g = (struct guard){.page = rip, .hva = hva, .key = key, .local = local, .next = *at};
+		}
+	g = j->guard_spare;
+	if (g)
+		j->guard_spare = g->next;
+	else
+		g = &j->guards[j->n_guards++];
+	*g = (struct guard){.page = rip, .hva = hva, .key = key, .local = local, .users = 1, .next = *at};
 	*at = g;
 	return (u32)(g - j->guards);
+}
+
+/* What compares with the cell of a guard that nobody has any more led to blocks that are dead: nowhere. */
+static void guard_put(struct jit *j, u32 n)
+{
+	struct guard *g = &j->guards[n], **at = guard_bucket(j, g->page, g->key, g->local);
+
+	if (!n || --g->users)
+		return;
+	while (*at != g)
+		at = &(*at)->next;
+	*at = g->next;
+	j->front->cell[n] = 0;
+	g->next = j->guard_spare;
+	j->guard_spare = g;
 }
 
 void tb_entered(struct vcpu *v, struct tb *tb, const struct jpage *page)
@@ -131,8 +157,11 @@ int tb_find(struct vcpu *v, u32 key, struct tb **out)
 }
 
 /* Takes a linked site out of its target's list. */
-static void leave_list(struct jit *j, struct site *s)
+void tb_unlink_site(struct jit *j, struct site *s)
 {
+	if (!s->linked)
+		return;
+	s->linked = false;
 	if (s->prev)
 		j->sites[s->prev - 1].next = s->next;
 	else
@@ -165,8 +194,7 @@ void tb_link(struct jit *j, u32 n, struct tb *to)
 	/* A guarded site may move to another block of the same address. */
 	if (s->linked && s->to == meta_at(j, to))
 		return;
-	if (s->linked)
-		leave_list(j, s);
+	tb_unlink_site(j, s);
 	s->linked = true;
 	s->to = meta_at(j, to);
 	s->prev = 0;
@@ -198,6 +226,10 @@ void tb_kill(struct jit *j, struct tb *tb)
 	tb->links = 0;
 	if (jc->code == tb->code_nopoll)
 		jc->tag = 0;
+	for (unsigned n = 0; n < ARRAY_SIZE(tb->guard); n++) {
+		guard_put(j, tb->guard[n]);
+		tb->guard[n] = 0;
+	}
 	tb->dead = true;
 	j->n.invalidated++;
 }
@@ -253,6 +285,7 @@ void tb_flush(struct jit *j)
 	memset(j->front->cell, 0, j->n_guards * sizeof(*j->front->cell));
 	j->meta_used = 16; /* 0 is no address */
 	j->spare = NULL;
+	j->guard_spare = NULL;
 	j->n_calls = j->n_sites = j->link = 0;
 	j->cs[0] = (struct code_seg){0, 0xffffffffu};
 	j->n_cs = 1;
