@@ -112,8 +112,8 @@ $(T)/jit-latency: $(BUILD)/test/jit/latency.o $(BUILD)/test/insn/machine.o $(BUI
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
 
-# What the translator counts and fills, near its end.
-$(T)/jit-limits: $(BUILD)/test/jit/limits.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+# What the translator keeps, shares and gives up.
+$(T)/jit-cache: $(BUILD)/test/jit/cache.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(ENGINE_LIBS)
@@ -176,7 +176,7 @@ $(T)/unpack: test/boot/unpack_test.c $(BUILD)/vmm/unpack.o
 	$(wildcard $(BUILD)/test/jit/*.d) \
 	$(wildcard $(BUILD)/test/system/*.d)
 
-QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency $(T)/jit-limits
+QUICK_PROGRAMS := $(T)/iface $(T)/iface-linked $(T)/threads $(T)/threads-linked $(T)/fuzz-linked $(T)/unpack $(T)/insn $(ENGINE_TEST) $(SYSTEM_CPU) $(T)/system $(JIT_RANDOM) $(T)/jit-latency $(T)/jit-cache
 QUICK_PROGRAMS += $(addprefix $(T)/,api12 api12-linked errors12 errors12-linked chips12 chips12-linked more12 more12-linked habits12 habits12-linked spaces12 spaces12-linked debug12 debug12-linked pv12 pv12-linked code12 code12-linked)
 QUICK_PROGRAMS += $(T)/memory-linked $(if $(SAN),,$(addprefix $(T)/,$(SHIM_TESTS))) $(STATIC_PROGRAMS)
 test-programs: all $(QUICK_PROGRAMS)
@@ -220,7 +220,7 @@ QUICK_SUITES := $(if $(SAN),,$(PRELOADED_SUITES) $(STATIC_SUITES)) \
 	'changing code, linked$(NOTE)=$(T)/code12-linked' \
 	'changing code, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/code12-linked' \
 	'what translated code calls$(NOTE)=test/jit/vector-test $(BUILD)/libdevkvm.so' \
-	'limits of the translator$(NOTE)=$(T)/jit-limits' \
+	'cache of the translator$(NOTE)=$(T)/jit-cache' \
 	'latency of events$(NOTE)=$(T)/jit-latency' \
 	'latency of events, interpreter$(NOTE)=DEVKVM_ENGINE=interp $(T)/jit-latency' \
 	'checks of the translator find a wrong one$(NOTE)=test/jit/spoil-test $(BUILD)'

@@ -142,6 +142,12 @@ void emit_index(struct emit *e, unsigned reg, u32 call)
 	note(e, e->p - 4, FIX_CALL);
 }
 
+void emit_recipe(struct emit *e, u32 flags)
+{
+	note(e, e->p, FIX_RECIPE);
+	e4(e, flags);
+}
+
 void emit_lea_rip(struct emit *e, unsigned reg, const void *to)
 {
 	e1(e, reg >= 8 ? 0x4c : 0x48);

@@ -22,7 +22,8 @@ enum fix_kind {
 	FIX_RIP4,  /* an address of the guest's code or relative to it: 32 bits, extended by zeros */
 	FIX_RIP4S, /* by its sign */
 	FIX_RIP8,
-	FIX_CALL, /* index of a call */
+	FIX_CALL,   /* index of a call */
+	FIX_RECIPE, /* a recipe, as it stands in jt.flags */
 };
 
 #define FIXES_MAX 1024u
@@ -120,6 +121,7 @@ void emit_const(struct emit *e, unsigned reg, u64 x);
 void emit_rip(struct emit *e, unsigned reg, u64 rip);
 void emit_rip4(struct emit *e, u64 rip);                 /* as an immediate, of which is_s32() holds */
 void emit_index(struct emit *e, unsigned reg, u32 call); /* of a call */
+void emit_recipe(struct emit *e, u32 flags);             /* as an immediate */
 void emit_lea_rip(struct emit *e, unsigned reg, const void *to);
 void emit_mov(struct emit *e, unsigned dst, unsigned src);              /* 64 bits */
 void emit_load(struct emit *e, unsigned dst, unsigned base, s32 disp);  /* 64 bits */

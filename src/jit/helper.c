@@ -609,9 +609,10 @@ static bool code_full(const struct jit *j)
 /* The caches that skip the dispatcher are only good under the state they were filled under (invariant 3). */
 static void check_world(struct vcpu *v, struct jit *j)
 {
-	if (unlikely(j->vm_version != v->mmu.vm->version)) {
+	if (unlikely(j->vm_version != v->mmu.vm->version || j->slots_changed)) {
 		j->vm_version = v->mmu.vm->version;
-		j->need_flush = true;
+		j->slots_changed = false;
+		smc_slots_changed(j);
 	}
 	if (unlikely(atomic_load_explicit(&j->again, memory_order_acquire)))
 		smc_again(j);
@@ -793,6 +794,8 @@ void jit_create(struct vcpu *v)
 	see_create(j);
 	jit_emit_stubs(j);
 	j->code_start = j->e.p;
+	for (const u8 *p = j->mem.rw; p < j->code_start; p++)
+		j->stubs = (j->stubs ^ *p) * 0x100000001b3ull;
 	j->cold = j->e;
 	j->cold_start = j->mem.rw + cold_offset(j);
 	j->need_flush = true;
@@ -836,6 +839,12 @@ void jit_flush(struct vcpu *v)
 {
 	if (v->jit)
 		v->jit->need_flush = true;
+}
+
+void jit_slots_changed(struct vcpu *v)
+{
+	if (v->jit)
+		v->jit->slots_changed = true;
 }
 
 void jit_asleep(struct vcpu *v)

@@ -15,8 +15,10 @@ void jit_create(struct vcpu *v);
 void jit_destroy(struct vcpu *v);
 /* As interp_run(). */
 void jit_run(struct vcpu *v);
-/* Drops all translations (memory layout changed). With the vCPU stopped. */
+/* Drops all translations. With the vCPU stopped. */
 void jit_flush(struct vcpu *v);
+/* Memory slots changed, or others count: code is looked at before it runs again. With the vCPU stopped. */
+void jit_slots_changed(struct vcpu *v);
 /* The client changes the mapping of memory: code from there is compared before it runs again. With the vCPU stopped. */
 void jit_memory_changed(struct vcpu *v, const u8 *hva, u64 size);
 /* The vCPU sleeps, in its own thread: what other vCPUs wrote is looked at, so that they need not wait for it. */

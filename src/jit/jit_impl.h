@@ -213,7 +213,7 @@ struct jit {
 	bool local; /* kind of the guard that the last tb_find() validated */
 	bool left;
 	bool bad_ret; /* the code was left by a RET that must fault */
-	bool need_flush;
+	bool need_flush, slots_changed;
 	_Atomic(unsigned) others; /* translators of the same VM */
 	_Atomic(bool) foreign;    /* another vCPU wrote to our pages: foreign_list */
 	gpa_t foreign_list[16];
@@ -228,7 +228,8 @@ struct jit {
 	u32 vm_version;
 
 	struct tb **hash;
-	struct origin **origins; /* copy.c */
+	struct origin **origins; /* copy.c; other vCPUs read them, under smc_lock() */
+	u64 stubs;               /* a sum of what lies before code_start */
 	struct jpage **pages;
 	struct jpage *spare; /* of pages that were put away: smc.c */
 	u64 n_away;
@@ -246,7 +247,7 @@ struct jit {
 
 	struct {
 		u64 blocks, insns, handler_insns, code_bytes, flushes, lookups, links, relinks, invalidated, helper,
-		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted, copied, retaken;
+		        quick, light, after, interp, epochs, gens, gens_local, slow, adopted, copied, retaken, imported;
 	} n;
 	u64 *helper_by_mnemonic; /* DEVKVM_DEBUG=jitstat */
 	struct jit *next_counted;
@@ -342,8 +343,14 @@ bool page_unchanged(struct jit *j, struct jpage *p); /* or says that some may ha
 struct tb *page_adopt(struct jit *j, struct jpage *p, const struct tb *block);
 bool page_has(const u8 *hva_page, const struct tb *tb); /* the bytes that the block was made of */
 void page_leave(struct jit *j, struct jpage *p); /* as if the page had other bytes now; nobody is left in a block */
+/* Translators of the same VM, whose lock is held meanwhile: what they have made stays until smc_unlock(). */
+void smc_lock(void);
+void smc_unlock(void);
+struct jit *smc_peer(const struct jit *j,
+                     struct jit *after); /* the next one behind `after`, NULL: the first; or NULL */
 void smc_foreign(struct jit *j);
 void smc_again(struct jit *j);
+void smc_slots_changed(struct jit *j); /* pages are where the slots have them now, and not watched yet */
 void smc_register(struct jit *j);
 void smc_unregister(struct jit *j);
 
@@ -369,7 +376,8 @@ static inline bool jit_undisturbed(const struct vcpu *v, const struct jit *j)
 /* trans.c: the block at `rip`, whose bytes are at `hva`; NULL when its first instruction is not for us. */
 struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
 
-/* copy.c: the same from a block of the same bytes and key at another RIP or on another page, NULL: there is none. */
+/* copy.c: the same from a block of the same bytes and key at another RIP, on another page or of another vCPU of the VM;
+ * NULL: there is none. */
 struct tb *copy_make(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpage *page);
 void copy_never(struct tb *tb); /* it is not to come again */
 

@@ -719,5 +719,5 @@ void put_recipe(struct trans *c, u32 recipe, const struct carried *with)
 	for (unsigned n = 0; n < with->n; n++)
 		put_aside(c, VOFF(jt.carried[0]) + (s32)n * 8, with->reg[n]);
 	encode(&c->e, 0, 0, 0xc7, 0, rm_mem(H_R15, VOFF(jt.flags)));
-	e4(&c->e, recipe >> 4 << 8 | FLAGS_RECIPE);
+	emit_recipe(&c->e, recipe >> 4 << 8 | FLAGS_RECIPE);
 }

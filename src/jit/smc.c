@@ -55,6 +55,26 @@ void smc_unregister(struct jit *j)
 	pthread_mutex_unlock(&lock);
 }
 
+void smc_lock(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+void smc_unlock(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+struct jit *smc_peer(const struct jit *j, struct jit *after)
+{
+	struct jit *o;
+
+	for (o = after ? after->next_jit : all; o; o = o->next_jit)
+		if (o != j && o->v->mmu.vm == j->v->mmu.vm)
+			break;
+	return o;
+}
+
 static unsigned hash_page(const u8 *hva)
 {
 	return (unsigned)((uintptr_t)hva >> PAGE_SHIFT) & (PAGE_HASH - 1);
@@ -716,6 +736,25 @@ void jit_memory_changed(struct vcpu *v, const u8 *hva, u64 size)
 	}
 	if (any)
 		v->mmu.flushes++;
+}
+
+void smc_slots_changed(struct jit *j)
+{
+	const struct vm_mem *m = j->v->mmu.vm;
+
+	for (unsigned h = 0; h < PAGE_HASH; h++)
+		for (struct jpage *p = j->pages[h], *next; p; p = next) {
+			next = p->next;
+			if (is_away(p->hva))
+				continue;
+			p->epoch = ~0ull;
+			/* A slot that is new knows of nobody who holds code; of one that stays we are told once more.
+			 */
+			p->watched = false;
+			if (gpa_to_hva(m, p->gpa) != p->hva && !hva_to_gpa(m, p->hva, &p->gpa) && p->tbs)
+				put_away(j, p);
+		}
+	tb_new_gen(j);
 }
 
 /* Other vCPUs wrote to pages of code: compare. */

@@ -276,7 +276,9 @@ void tb_flush(struct jit *j)
 		memset(j->pages, 0, PAGE_HASH * sizeof(*j->pages));
 		memset(j->front->jc, 0, sizeof(j->front->jc));
 		memset(j->hash, 0, HASH_SIZE * sizeof(*j->hash));
+		smc_lock();
 		memset(j->origins, 0, ORIGIN_HASH * sizeof(*j->origins));
+		smc_unlock();
 		memset(j->guard_hash, 0, GUARD_HASH * sizeof(*j->guard_hash));
 		memset(j->cs_hash, 0, 2 * CS_MAX * sizeof(*j->cs_hash));
 		for (unsigned n = 0; n < DECODED; n++)

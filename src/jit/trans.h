@@ -197,7 +197,7 @@ void emit_count(struct trans *c, unsigned k);
 
 /* copy.c: before a block is emitted, and behind it, when its part out of line, its calls and its sites begin so */
 void copy_note(struct trans *c, u64 rip);
-void copy_origin(const struct trans *c, const u8 *cold, u32 first_call, u32 first_site);
+void copy_origin(const struct trans *c, u8 *cold, u32 first_call, u32 first_site);
 
 /* mem.c */
 void slow_at(struct trans *c, unsigned k, u8 *at);

@@ -190,7 +190,7 @@ void smm_set(struct kvm_vcpu *kv, bool on)
 	v->mmu.vm = on ? &vm->x12->smm_mem : &vm->mem;
 	tlb_flush(&v->mmu);
 	interp_flush(v);
-	jit_flush(v);
+	jit_slots_changed(v);
 }
 
 /* Copies the save area from or to guest memory; where there is no memory, it reads as ones. */

@@ -121,7 +121,7 @@ void vm_flush_all(struct vm *vm)
 		if (vm->vcpu[n]) {
 			tlb_flush(&vm->vcpu[n]->cpu.mmu);
 			interp_flush(&vm->vcpu[n]->cpu);
-			jit_flush(&vm->vcpu[n]->cpu);
+			jit_slots_changed(&vm->vcpu[n]->cpu);
 		}
 }
 

@@ -85,24 +85,17 @@ static void set_seg(struct vcpu *v, unsigned n, u16 sel, u8 type, unsigned dpl)
 	                         .limit = 0xffffffffu};
 }
 
-void machine_init(struct machine *m, unsigned cpl)
+struct vcpu *machine_vcpu(struct machine *m, unsigned id, unsigned cpl)
 {
-	struct vcpu *v;
+	struct vcpu *v = aligned_alloc(4096, (sizeof(*v) + 4095) & ~4095ul);
 
-	memset(m, 0, sizeof(*m));
-	vm_mem_init(&m->mem);
-	m->tables = pages(TABLES_SIZE);
-	m->tables_used = 1;
-	m->tables_slot = (struct memslot){.id = 100, .gpa = TABLES_GPA, .size = TABLES_SIZE, .hva = m->tables};
-	if (memslot_add(&m->mem, &m->tables_slot))
-		die("memslot_add");
-	v = m->v = aligned_alloc(4096, (sizeof(*v) + 4095) & ~4095ul);
 	if (!v)
 		die("no memory");
 	memset(v, 0, sizeof(*v));
 	mmu_init(&v->mmu, &m->mem, &mmu_ops);
 	v->ops = &ops;
-	v->is_bsp = true;
+	v->id = id;
+	v->is_bsp = id == 0;
 	if (interp_create(v))
 		die("interp_create");
 	jit_create(v);
@@ -118,19 +111,37 @@ void machine_init(struct machine *m, unsigned cpl)
 	cpu_set_crs(v, CR0_PE | CR0_MP | CR0_NE | CR0_WP | CR0_PG | CR0_ET, TABLES_GPA,
 	            CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_PGE | CR4_FSGSBASE,
 	            EFER_LME | EFER_LMA | EFER_NX | EFER_SCE);
+	return v;
+}
+
+void machine_vcpu_free(struct vcpu *v)
+{
+	jit_destroy(v);
+	interp_destroy(v);
+	free(v);
+}
+
+void machine_init(struct machine *m, unsigned cpl)
+{
+	memset(m, 0, sizeof(*m));
+	vm_mem_init(&m->mem);
+	m->tables = pages(TABLES_SIZE);
+	m->tables_used = 1;
+	m->tables_slot = (struct memslot){.id = 100, .gpa = TABLES_GPA, .size = TABLES_SIZE, .hva = m->tables};
+	if (memslot_add(&m->mem, &m->tables_slot))
+		die("memslot_add");
+	m->v = machine_vcpu(m, 0, cpl);
 }
 
 void machine_free(struct machine *m)
 {
-	jit_destroy(m->v);
-	interp_destroy(m->v);
+	machine_vcpu_free(m->v);
 	for (unsigned n = 0; n < m->nwin; n++) {
 		memslot_remove(&m->mem, &m->win_slot[n]);
 	}
 	memslot_remove(&m->mem, &m->tables_slot);
 	vm_mem_free(&m->mem);
 	munmap(m->tables, TABLES_SIZE);
-	free(m->v);
 }
 
 void machine_window(struct machine *m, void *hva, u64 size)

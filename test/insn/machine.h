@@ -20,6 +20,9 @@ struct machine {
 /* A vCPU in 64-bit mode at CPL 3 (or CPL 0: `cpl`), nothing mapped yet. */
 void machine_init(struct machine *m, unsigned cpl);
 void machine_free(struct machine *m);
+/* Another one with the same memory; before machine_free() it must be freed. */
+struct vcpu *machine_vcpu(struct machine *m, unsigned id, unsigned cpl);
+void machine_vcpu_free(struct vcpu *v);
 /* Adds RAM: [hva, hva + size) is guest physical memory at the same number, and nothing linear yet. */
 void machine_window(struct machine *m, void *hva, u64 size);
 /* Maps one page, linear = physical = `addr`. pte: PTE_x flags; 0 unmaps. */

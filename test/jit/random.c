@@ -12,7 +12,8 @@
  * change from round to round (bases, limits that fault, expand-down, read-only, null, stacks of the other width):
  * 16-bit protected mode at CPL 0 and 3, real mode, virtual-8086 mode, 32-bit protected and compatibility mode. There GS
  * shows the code, so that stores come by another segment, and CS may end inside the program or wrap. 64-bit programs
- * and their data are at several addresses at once, and each round begins at any of them (copy.c). Translators: plain;
+ * and their data are at several addresses at once, and each round begins at any of them; and most translators have two
+ * vCPUs, which run the rounds by turns: so blocks are copied to other addresses and vCPUs (copy.c). Translators: plain;
  * with DEVKVM_CHAOS; with DEVKVM_LOCKSTEP (compared after every block); with both.
  *
  *   random [--seed N] [--programs N | --insns N] [--progress] [--no-timer] [--mode NAME]
@@ -79,6 +80,8 @@ static const char *const variant_name[] = {"plain", "chaos", "lockstep", "chaos+
 
 struct side {
 	struct machine m;
+	struct vcpu
+	        *vcpu[2]; /* the rounds are theirs by turns, and the second takes blocks from the first; or one, NULL */
 	const struct gen_env *env;
 	u8 *code, *data, *sys, *hlt;
 	u8 sys_clean[SYS_COUNT & PAGE_MASK];
@@ -110,7 +113,7 @@ static struct side *running;
 static struct program program;
 static u8 *pool;
 static struct {
-	u64 programs, failed, abandoned, insns, faults, exits, irqs, seen, copied, retaken, by_mode[MODES];
+	u64 programs, failed, abandoned, insns, faults, exits, irqs, seen, copied, retaken, imported, by_mode[MODES];
 } n;
 
 int __wrap_excp_deliver(struct vcpu *v);
@@ -396,40 +399,16 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	        (struct seg){.sel = 0x40, .type = SYST_TSS32_BUSY, .present = true, .limit = 0x67, .base = tss_at};
 }
 
-static void make_side(struct side *s, const struct setup *u, int variant)
+/* Mode, segments and tables of a vCPU. */
+static void make_vcpu(struct side *s, const struct setup *u, struct vcpu *v)
 {
 	unsigned dpl = u->dpl, bits = u->env.bits;
 	enum mode mode = u->mode;
-	bool lma = u->lma, low = bits == 16;
-	struct vcpu *v;
 
-	setenv("DEVKVM_ENGINE", variant < 0 ? "interp" : "jit", 1);
-	unsetenv("DEVKVM_LOCKSTEP");
-	if (variant == LOCKSTEP || variant == BOTH)
-		setenv("DEVKVM_LOCKSTEP", "1", 1);
-	if (variant == CHAOS || variant == BOTH)
-		setenv("DEVKVM_CHAOS", "1", 0);
-	else if (!getenv("DEVKVM_SPOIL"))
-		unsetenv("DEVKVM_CHAOS");
-	machine_init(&s->m, 0);
-	v = s->m.v;
 	v->ops = &ops;
 	v->owner = s;
-	s->env = &u->env;
 	v->tsc_offset = 0;
-	s->code = add_window(&s->m, u->env.code, CODE_SIZE, true);
-	s->data = add_window(&s->m, u->data, u->data_size, true);
-	if (bits == 64) {
-		show_away(&s->m, u->env.code, CODE_SIZE);
-		show_away(&s->m, u->data, u->data_size);
-	}
-	if (low)
-		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE, true);
-	s->sys = add_window(&s->m, u->sys, SYS_SIZE, !u->env.smap);
-	if (lma)
-		add_window(&s->m, STACK_64, PAGE_SIZE, !u->env.smap);
-	if (u->env.mmio)
-		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
+	s->m.v = v;
 	if (mode == REAL) {
 		for (unsigned k = SEG_ES; k <= SEG_GS; k++)
 			seg_flat(v, k, (u16)(u->data >> 4), SEGT_W, 0, 16, u->data);
@@ -453,18 +432,54 @@ static void make_side(struct side *s, const struct setup *u, int variant)
 		         SEGT_CODE | SEGT_R, dpl, bits, bits == 16 ? u->env.code : 0);
 		v->seg[SEG_FS].base = u->data + 0x400;
 		v->seg[SEG_GS].base = u->data + 0x100;
-		if (lma)
+		if (u->lma)
 			cpu_set_crs(v, v->cr0, v->cr3, v->cr4 | (u->env.smap ? CR4_SMAP : 0), v->efer | EFER_SCE);
 		else
 			cpu_set_crs(v, CR0_PE | CR0_MP | CR0_NE | CR0_ET, 0,
 			            CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE, 0);
-		make_tables(s, u, lma);
+		make_tables(s, u, u->lma);
 	}
 	cpu_update(v);
-	s->irqs = u->irqs;
 	memcpy(s->seg, v->seg, sizeof(s->seg));
 	memcpy(s->plain, v->seg, sizeof(s->plain));
 	memcpy(s->clean, v->seg, sizeof(s->clean));
+}
+
+static void make_side(struct side *s, const struct setup *u, int variant)
+{
+	unsigned bits = u->env.bits;
+	bool lma = u->lma, low = bits == 16;
+
+	setenv("DEVKVM_ENGINE", variant < 0 ? "interp" : "jit", 1);
+	unsetenv("DEVKVM_LOCKSTEP");
+	if (variant == LOCKSTEP || variant == BOTH)
+		setenv("DEVKVM_LOCKSTEP", "1", 1);
+	if (variant == CHAOS || variant == BOTH)
+		setenv("DEVKVM_CHAOS", "1", 0);
+	else if (!getenv("DEVKVM_SPOIL"))
+		unsetenv("DEVKVM_CHAOS");
+	machine_init(&s->m, 0);
+	s->vcpu[0] = s->m.v;
+	if (variant == PLAIN || variant == CHAOS)
+		s->vcpu[1] = machine_vcpu(&s->m, 1, 0);
+	s->env = &u->env;
+	s->code = add_window(&s->m, u->env.code, CODE_SIZE, true);
+	s->data = add_window(&s->m, u->data, u->data_size, true);
+	if (bits == 64) {
+		show_away(&s->m, u->env.code, CODE_SIZE);
+		show_away(&s->m, u->data, u->data_size);
+	}
+	if (low)
+		s->hlt = add_window(&s->m, u->env.code - 0x10000, HLT_SIZE, true);
+	s->sys = add_window(&s->m, u->sys, SYS_SIZE, !u->env.smap);
+	if (lma)
+		add_window(&s->m, STACK_64, PAGE_SIZE, !u->env.smap);
+	if (u->env.mmio)
+		machine_map(&s->m, u->env.mmio, PTE_P | PTE_W | PTE_U | PTE_A | PTE_D);
+	s->irqs = u->irqs;
+	if (s->vcpu[1])
+		make_vcpu(s, u, s->vcpu[1]);
+	make_vcpu(s, u, s->vcpu[0]);
 	memcpy(s->sys_clean, s->sys, SYS_COUNT & PAGE_MASK);
 }
 
@@ -916,11 +931,12 @@ enum { SAME, DIFFER, ABANDONED };
 static int one_round(struct setup *u, struct side *j, unsigned round)
 {
 	struct side *i = &u->interp;
-	struct vcpu *a = i->m.v, *b = j->m.v;
+	struct vcpu *a = i->m.v, *b = j->vcpu[1] && (round & 1) ? j->vcpu[1] : j->vcpu[0];
 	u64 before = a->n_insns;
 	unsigned faults = 0, off;
 	struct start st;
 
+	j->m.v = b;
 	if (u->env.segs && round)
 		vary_segments(u, j, false);
 	u->away = u->env.bits == 64 ? away[gen_rnd(ARRAY_SIZE(away))] : 0;
@@ -1032,8 +1048,12 @@ static bool one(u64 seed, unsigned k)
 		printf("program %u, %s, %s\n", k, mode_name[mode], variant_name[variant]);
 		show();
 	}
-	if (u->jit[variant].m.v->jit->chaos.on)
-		u->jit[variant].m.v->jit->chaos.rng = (seed * BATCH + k) * 0x9e3779b97f4a7c15ull | 1;
+	for (unsigned n = 0; n < 2; n++) {
+		const struct vcpu *v = u->jit[variant].vcpu[n];
+
+		if (v && v->jit->chaos.on)
+			v->jit->chaos.rng = ((seed * BATCH + k) * 2 + n) * 0x9e3779b97f4a7c15ull | 1;
+	}
 	/* (A program that overwrites the interrupts' tables or handler differs, as only one side has interrupts.) */
 	for (unsigned round = 0; round < ROUNDS && rc == SAME; round++)
 		rc = one_round(u, &u->jit[variant], round);
@@ -1063,8 +1083,9 @@ static void flush_all(void)
 {
 	for (unsigned m = 0; m < MODES; m++)
 		for (unsigned k = 0; k < VARIANTS; k++)
-			if (setups[m].jit[k].m.v)
-				jit_flush(setups[m].jit[k].m.v);
+			for (unsigned n = 0; n < 2; n++)
+				if (setups[m].jit[k].vcpu[n])
+					jit_flush(setups[m].jit[k].vcpu[n]);
 }
 
 static double now(void)
@@ -1079,22 +1100,27 @@ static void line(u64 seed, double since)
 {
 	printf("%9.0f s: seed %llu, %llu programs, %llu instructions, %llu faults, %llu MMIO exits, %llu interrupts "
 	       "(%llu checked), "
-	       "%llu blocks copied, %llu in the place of others, %llu given up, %llu failed\n",
+	       "%llu blocks copied, %llu in the place of others, %llu from another vCPU, %llu given up, %llu failed\n",
 	       now() - since, (unsigned long long)seed, (unsigned long long)n.programs, (unsigned long long)n.insns,
 	       (unsigned long long)n.faults, (unsigned long long)n.exits, (unsigned long long)n.irqs,
 	       (unsigned long long)n.seen, (unsigned long long)n.copied, (unsigned long long)n.retaken,
-	       (unsigned long long)n.abandoned, (unsigned long long)n.failed);
+	       (unsigned long long)n.imported, (unsigned long long)n.abandoned, (unsigned long long)n.failed);
 	fflush(stdout);
 }
 
 static void count_sides(void)
 {
-	n.irqs = n.copied = n.retaken = 0;
+	n.irqs = n.copied = n.retaken = n.imported = 0;
 	for (unsigned m = 0; m < MODES; m++)
 		for (unsigned k = 0; k < VARIANTS; k++) {
 			n.irqs += setups[m].jit[k].n_irqs;
-			n.copied += setups[m].jit[k].m.v->jit->n.copied;
-			n.retaken += setups[m].jit[k].m.v->jit->n.retaken;
+			for (unsigned c = 0; c < 2 && setups[m].jit[k].vcpu[c]; c++) {
+				const struct jit *j = setups[m].jit[k].vcpu[c]->jit;
+
+				n.copied += j->n.copied;
+				n.retaken += j->n.retaken;
+				n.imported += j->n.imported;
+			}
 		}
 }
 
@@ -1164,7 +1190,8 @@ int main(int argc, char **argv)
 		printf("FAILED: too many programs were given up\n");
 		n.failed++;
 	}
-	if (n.programs > 1000 && only_mode < 0 && (n.copied * 10 < n.programs || n.retaken * 100 < n.programs)) {
+	if (n.programs > 1000 && only_mode < 0 &&
+	    (n.copied * 10 < n.programs || n.retaken * 100 < n.programs || n.imported < n.programs)) {
 		printf("FAILED: too few blocks were copied\n");
 		n.failed++;
 	}
