@@ -17,7 +17,7 @@
 #define PAGES 1024u
 #define STACK (CODE + PAGES * PAGE_SIZE)
 
-static struct machine machines[5], *mach; /* one a case */
+static struct machine machines[8], *mach; /* one a case */
 static u8 *code;
 
 static bool begin_at(unsigned cpl)
@@ -159,7 +159,7 @@ TEST(slot_changes_keep_code)
  * away since. Kernel code is shared as well. */
 TEST(vcpus_share_blocks)
 {
-	static const u8 caller[] = {0xe8, 0xfb, 0x0f, 0, 0, 0x48, 0xff, 0xc0, 0x0f, 0xa2},
+	static const u8 caller[] = {0xe8, 0xfb, 0x0f, 0, 0, 0x48, 0xff, 0xc0, 0x0f, 0xa2, 0xf4},
 	                callee[] = {0x48, 0x8d, 0x05, 0, 0, 0, 0, 0xc3};
 	struct vcpu *other;
 
@@ -177,8 +177,10 @@ TEST(vcpus_share_blocks)
 		CHECK_EQ(other->jit->n.blocks, 0);
 		/* The second's are its own: the first may drop all it has, and go on with other code there. */
 		jit_flush(mach->v);
-		memcpy(code + 8 * PAGE_SIZE, caller + 8, 2);
+		memcpy(code + 8 * PAGE_SIZE, caller + 8, 3);
 		run(CODE + 8 * PAGE_SIZE);
+		code[64 - 1]++;
+		code[PAGE_SIZE + 64 - 1]++;
 		CHECK_EQ(run_on(other, CODE), here + 1);
 		CHECK_EQ(other->jit->n.blocks, 0);
 		/* And it is not taken where the bytes are others. */
