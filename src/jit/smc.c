@@ -751,8 +751,10 @@ void smc_slots_changed(struct jit *j)
 			/* A slot that is new knows of nobody who holds code; of one that stays we are told once more.
 			 */
 			p->watched = false;
-			if (gpa_to_hva(m, p->gpa) != p->hva && !hva_to_gpa(m, p->hva, &p->gpa) && p->tbs)
+			if (gpa_to_hva(m, p->gpa) != p->hva && !hva_to_gpa(m, p->hva, &p->gpa) && p->tbs) {
 				put_away(j, p);
+				next = j->pages[h]; /* the list may be another now */
+			}
 		}
 	tb_new_gen(j);
 }
