@@ -180,7 +180,7 @@ void group_accesses(struct trans *c)
 {
 	struct group *g = NULL;
 	bool branch = false; /* a conditional branch lies between the leader and here */
-	s32 off = 0;         /* value of the base now, less its value at the leader */
+	s64 off = 0;         /* value of the base now, less its value at the leader */
 
 	memset(c->group_of, 0, sizeof(c->group_of));
 	c->n_group = 0;
@@ -191,7 +191,7 @@ void group_accesses(struct trans *c)
 		s32 delta;
 
 		if (access_of(c, k, &a)) {
-			s32 lo = off + a.disp, hi = lo + a.size;
+			s64 lo = off + a.disp, hi = lo + a.size;
 			u8 phase = (u8)(lo & (a.align - 1));
 			/* Behind a branch nothing may be demanded that the leader alone would not need. */
 			bool fits = g && g->base == a.base && !(branch && a.write && !g->write) &&
@@ -201,7 +201,8 @@ void group_accesses(struct trans *c)
 				lo = lo < g->lo ? lo : g->lo;
 				hi = hi > g->hi ? hi : g->hi;
 			}
-			if (fits && hi - lo <= SPAN) {
+			/* Displacements may be 4 GiB apart. */
+			if (fits && hi - lo <= SPAN && is_s32(lo)) {
 				if (a.align) {
 					g->align = a.align;
 					g->phase = phase;
@@ -221,7 +222,7 @@ void group_accesses(struct trans *c)
 				                    .align = a.align,
 				                    .phase = (u8)(a.disp & (a.align - 1)),
 				                    .lo = a.disp,
-				                    .hi = a.disp + a.size};
+				                    .hi = (s64)a.disp + a.size};
 				c->group_of[k] = (u8)c->n_group;
 				off = 0;
 				branch = false;

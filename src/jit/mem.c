@@ -196,7 +196,7 @@ bool emit_group(struct trans *c, unsigned k)
 		unsigned reg = reg_in(c, g->base, H_R8, true);
 
 		if (g->lo) {
-			encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg, g->lo));
+			encode(&c->e, ENC_W, 0, 0x8d, H_R8, rm_mem(reg, (s32)g->lo));
 			reg = H_R8;
 		}
 		if (g->align) {

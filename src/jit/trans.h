@@ -48,7 +48,7 @@ struct group {
 	bool write, leader_writes;
 	u8 align; /* some must be aligned to so much: those whose offset is `phase` modulo it; 0: none */
 	u8 phase;
-	s32 lo, hi; /* span, relative to the base register's value at the leader */
+	s64 lo, hi; /* span, relative to the base register's value at the leader; lo fits a displacement */
 };
 
 #define SLOTS ARRAY_SIZE(((struct vcpu *)0)->jt.slot)

@@ -186,6 +186,21 @@ static void test_pages(void)
 	m.v->idt.limit = 0;
 	CHECK(run() == EXIT_SHUTDOWN && m.v->cr2 == end + 5 && m.v->r[R_RIP] == end + 5);
 
+	/* mov cl, [rax]; mov dl, [rax +- 2 GiB]; the same behind an ADD of nearly 2 GiB to RAX */
+	START("accesses 2 GiB apart, below", RAM, "\x8a\x08\x8a\x90\x00\x00\x00\x80");
+	m.v->idt.limit = 0;
+	m.v->r[R_RAX] = RAM + 64;
+	CHECK(run() == EXIT_SHUTDOWN && m.v->cr2 == RAM + 64 - 0x80000000ull && m.v->r[R_RIP] == RAM + 2);
+	START("accesses 2 GiB apart, above", RAM, "\x8a\x08\x8a\x90\xff\xff\xff\x7f");
+	m.v->idt.limit = 0;
+	m.v->r[R_RAX] = RAM + 64;
+	CHECK(run() == EXIT_SHUTDOWN && m.v->cr2 == RAM + 64 + 0x7fffffff && m.v->r[R_RIP] == RAM + 2);
+	START("accesses 4 GiB apart", RAM,
+	      "\x8a\x88\x00\x00\x00\x80\x48\x8d\x80\xff\xff\xff\x7f\x8a\x90\x01\x00\x00\x00");
+	m.v->idt.limit = 0;
+	m.v->r[R_RAX] = RAM + 64 + 0x80000000ull;
+	CHECK(run() == EXIT_SHUTDOWN && m.v->cr2 == RAM + 64 + 0x100000000ull && m.v->r[R_RIP] == RAM + 13);
+
 	START("prefixes without end", RAM, "\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x90");
 	m.v->idt.limit = 0;
 	CHECK(run() == EXIT_SHUTDOWN && m.v->r[R_RIP] == RAM);

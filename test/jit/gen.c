@@ -96,6 +96,8 @@ static struct rm any_mem(void)
 
 	if (rnd(60) == 0) /* anywhere: faults */
 		return rm_sib(any_reg(), rnd(2) ? any_reg() : H_NONE, rnd(4), disp);
+	if (rnd(300) == 0) /* as far away as can be */
+		return rm_mem(b, (s32)(rnd(2) ? 0x7fffffffu - rnd(16) : 0x80000000u + rnd(16)));
 	if (rnd(400) == 0) /* the null page */
 		return rm_sib(H_NONE, H_NONE, 0, rnd(2) ? 1 : (s32)rnd(64));
 	if (rnd(24) == 0)
