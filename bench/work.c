@@ -339,17 +339,34 @@ static void forks(void)
 	}
 }
 
-static void fork_exec(void)
+static void exec_often(const char *program)
 {
 	for (unsigned n = 0; n < 300; n++) {
 		pid_t pid = vfork();
+		int status;
 
 		if (pid == 0) {
-			execl("/proc/self/exe", "work", "nothing", NULL);
+			execl(program, "work", "nothing", NULL);
 			_exit(1);
 		}
-		must(waitpid(pid, NULL, 0) == pid, "fork_exec");
+		must(waitpid(pid, &status, 0) == pid && status == 0, program);
 	}
+}
+
+static void fork_exec(void)
+{
+	exec_often("/proc/self/exe");
+}
+
+/* A position-independent program, which begins at another random address each time: `work-pie` beside this one. */
+static void fork_exec_pie(void)
+{
+	char path[4096];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 5);
+
+	must(n > 0, "readlink");
+	memcpy(path + n, "-pie", 5);
+	exec_often(path);
 }
 
 static unsigned walk(const char *path, unsigned depth)
@@ -428,6 +445,7 @@ static const struct {
         {"page-faults", page_faults},
         {"fork", forks},
         {"fork-exec", fork_exec},
+        {"fork-exec-pie", fork_exec_pie},
         {"find", find_files},
         {"two-threads", two_threads},
 };
