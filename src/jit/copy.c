@@ -473,14 +473,17 @@ static struct tb *import(struct jit *j, const struct jit *peer, const struct ori
 
 static struct tb *import_any(struct jit *j, u64 rip, const u8 *hva, u32 key)
 {
+	unsigned off = (unsigned)(rip & ~PAGE_MASK), n = 0;
 	struct tb *tb = NULL;
-	unsigned n = 0;
+	u8 page[PAGE_SIZE];
 
 	if (!has_peers(j) || (key >> KEY_CS_SHIFT) || j->lockstep)
 		return NULL;
+	/* The client may take the memory away: that must not happen to us with the lock. */
+	memcpy(page, hva - off, sizeof(page));
 	smc_lock();
 	for (struct jit *p = smc_peer(j, NULL); p && !tb && n < PEERS_MOST; p = smc_peer(j, p), n++) {
-		const struct origin *o = p->stubs == j->stubs ? find(p, rip, hva, key) : NULL;
+		const struct origin *o = p->stubs == j->stubs ? find(p, rip, page + off, key) : NULL;
 
 		if (o)
 			tb = import(j, p, o, rip, hva);
