@@ -313,6 +313,7 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 {
 	struct kvm_file *made = NULL;
 	struct entry *e;
+	int made_fd = -1;
 	long rc;
 
 	signal_inside(true);
@@ -329,13 +330,13 @@ long front_ioctl(int fd, unsigned long req, unsigned long arg)
 	}
 	/* The kernel looks at 32 bits; clients that keep requests in an int extend the sign. */
 	req = (unsigned)req;
-	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made);
+	rc = kvm_file_ioctl(e->file, req, arg, e->foreign, &made, &made_fd);
 	put(e);
 	if (unlikely(made)) {
-		int err = add((int)rc, made, false);
+		int err = add(made_fd, made, false);
 
 		if (err < 0) {
-			sys_close((int)rc);
+			sys_close(made_fd);
 			kvm_file_free(made);
 			rc = err;
 		}

@@ -11,6 +11,7 @@
  *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
  *   dialect_12_msr.c    MSRs: lists, filter, machine checks
  *   dialect_12_ring.c   the dirty ring
+ *   dialect_12_device.c devices of KVM_CREATE_DEVICE
  *   dialect_12_stats.c  counters
  *   dialect_12_smm.c    system management mode
  *   dialect_12_hyperv.c what guests made for Hyper-V expect
@@ -62,6 +63,7 @@ struct vm12 {
 	struct memslot **slot[SPACES_12]; /* by id, n_slot of them; protected by vm.lock */
 	unsigned n_slot[SPACES_12];
 	bool has_vcpu;
+	bool has_vfio; /* dialect_12_device.c */
 	u32 manual_protect; /* KVM_DIRTY_LOG_x */
 	int ring_fd;        /* memfd of the coalesced ring's page */
 	struct kvm_coalesced_mmio_ring *ring;
@@ -272,6 +274,11 @@ long set_pit2(struct vm *vm, unsigned long arg);
 long reinject_control(struct vm *vm, unsigned long arg);
 long get_lapic(struct kvm_vcpu *kv, unsigned long arg);
 long set_lapic(struct kvm_vcpu *kv, unsigned long arg);
+
+/* ---- dialect_12_device.c ----------------------------------------------------------------------------------------- */
+
+/* KVM_CREATE_DEVICE: 0, or -errno. */
+long device12_create(struct vm *vm, unsigned long arg, struct made *made);
 
 /* ---- dialect_12_vcpu.c ------------------------------------------------------------------------------------------- */
 

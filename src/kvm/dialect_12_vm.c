@@ -524,6 +524,8 @@ long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct m
 {
 	if (req == KVM_CREATE_VCPU)
 		return vcpu12_create(vm, arg, made);
+	if (req == KVM_CREATE_DEVICE)
+		return device12_create(vm, arg, made);
 	for (unsigned n = 0; n < ARRAY_SIZE(table); n++)
 		if (table[n].req == req)
 			return table[n].serve(vm, arg);

@@ -47,7 +47,8 @@ int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out)
 	return 0;
 }
 
-long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made)
+long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made,
+                    int *made_fd)
 {
 	struct kvm_file *f;
 	struct made m = {0};
@@ -62,6 +63,9 @@ long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg,
 	case FILE_VM:
 		rc = dialect_12_vm(file->vm, req, arg, &m);
 		break;
+	case FILE_DEVICE:
+		rc = dialect_12_device(file->vm, req, arg);
+		break;
 	default:
 		rc = dialect_12_system(req, arg, &m);
 		if (rc == -ENOTTY)
@@ -71,9 +75,10 @@ long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg,
 	}
 	if (likely(m.kind == FILE_NONE))
 		return rc;
+	*made_fd = m.fd ? m.fd : (int)rc;
 	f = calloc(1, sizeof(*f));
 	if (!f) {
-		sys_close((int)rc);
+		sys_close(*made_fd);
 		dialect_12_put(m.vm);
 		return -ENOMEM;
 	}
@@ -86,7 +91,7 @@ long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg,
 
 int kvm_file_mmap_check(const struct kvm_file *file)
 {
-	return file->kind == FILE_VM ? -ENODEV : 0;
+	return file->kind == FILE_VM || file->kind == FILE_DEVICE ? -ENODEV : 0;
 }
 
 int kvm_file_mmap_fix(const struct kvm_file *file, u8 *base, u64 length, int prot, int flags, u64 offset)
@@ -143,6 +148,7 @@ struct kvm_file *kvm_file_foreign(const char *link)
 		enum file_kind kind;
 	} names[] = {{"/memfd:kvm-vm (deleted)", FILE_SYSTEM},
 	             {"/memfd:kvm-vcpu (deleted)", FILE_VCPU},
+	             {"/memfd:kvm-vfio (deleted)", FILE_DEVICE},
 	             {"/memfd:" DEVKVM_STAT_NAME " (deleted)", FILE_VM}};
 
 	for (unsigned n = 0; n < ARRAY_SIZE(names); n++)

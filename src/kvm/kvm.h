@@ -129,9 +129,10 @@ struct kvm_file;
 
 /* Opens: `*fd` is a new descriptor (a memfd). -errno or 0. `cloexec` as O_CLOEXEC. */
 int kvm_file_open(bool cloexec, int *fd, struct kvm_file **out);
-/* An ioctl: its result, or -errno. When the request made a descriptor, the result is its number and *made what it is.
+/* An ioctl: its result, or -errno. When the request made a descriptor, *made_fd is its number and *made what it is.
  * `foreign`: the file was made by a parent of this process, which may not use it for more than a new VM. */
-long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made);
+long kvm_file_ioctl(struct kvm_file *file, unsigned long req, unsigned long arg, bool foreign, struct kvm_file **made,
+                    int *made_fd);
 /* Pieces of [offset, offset + length) that no memslot covers read as SIGBUS: returns the length of the piece at
  * `offset` and whether it is covered. */
 u64 kvm_file_mmap_piece(struct kvm_file *file, u64 offset, u64 length, bool *covered);
@@ -158,15 +159,17 @@ long dialect_2006_ioctl(struct vm *vm, unsigned long req, unsigned long arg);
 
 /* dialect_12*.c: version 12 of the interface, by the descriptor the request is for. A request that makes a descriptor
  * returns its number and says in *made what it stands for (FILE_NONE: nothing was made). -ENOTTY: no such request. */
-enum file_kind { FILE_NONE, FILE_SYSTEM, FILE_VM, FILE_VCPU };
+enum file_kind { FILE_NONE, FILE_SYSTEM, FILE_VM, FILE_VCPU, FILE_DEVICE };
 struct made {
 	enum file_kind kind;
 	struct vm *vm;
 	struct kvm_vcpu *kv;
+	int fd; /* the descriptor, where the request returns 0 instead */
 };
 long dialect_12_system(unsigned long req, unsigned long arg, struct made *made);
 long dialect_12_vm(struct vm *vm, unsigned long req, unsigned long arg, struct made *made);
 long dialect_12_vcpu(struct kvm_vcpu *kv, unsigned long req, unsigned long arg, struct made *made);
+long dialect_12_device(struct vm *vm, unsigned long req, unsigned long arg);
 /* A descriptor of the VM, or of one of its vCPUs, is gone: the VM ends with the last. */
 void dialect_12_put(struct vm *vm);
 /* The page that all vCPU descriptors of a VM share, as a descriptor, and its offset in each. */

@@ -728,6 +728,58 @@ static void run_calls(int kvm)
 	kclose(vm);
 }
 
+static void device_calls(int kvm)
+{
+	int vm = kioctl(kvm, KVM_CREATE_VM, 0L), fd = dup(kvm);
+	struct kvm_create_device d = {.type = KVM_DEV_TYPE_VFIO, .fd = 77, .flags = KVM_CREATE_DEVICE_TEST};
+	struct kvm_device_attr a = {.group = KVM_DEV_VFIO_GROUP, .attr = KVM_DEV_VFIO_GROUP_ADD};
+
+	C(kvm, KVM_CHECK_EXTENSION, "devices", KVM_CAP_DEVICE_CTRL);
+	C(vm, KVM_CREATE_DEVICE, "null", 0);
+	C(vm, KVM_CREATE_DEVICE, "test", &d);
+	note("fd after a test", d.fd, 0);
+	d.type = KVM_DEV_TYPE_XICS;
+	C(vm, KVM_CREATE_DEVICE, "test, another processor's", &d);
+	d.type = 1000;
+	C(vm, KVM_CREATE_DEVICE, "test, no type", &d);
+	d.type = KVM_DEV_TYPE_VFIO;
+	d.flags = ~KVM_CREATE_DEVICE_TEST;
+	C(vm, KVM_CREATE_DEVICE, "any other flag", &d);
+	C(vm, KVM_CREATE_DEVICE, "a second one", &(struct kvm_create_device){.type = KVM_DEV_TYPE_VFIO});
+	C(kvm, KVM_CREATE_DEVICE, "on system", &d);
+	note("close-on-exec", fcntl((int)d.fd, F_GETFD), errno);
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "add", &a);
+	a.attr = KVM_DEV_VFIO_GROUP_DEL;
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "del", &a);
+	a.attr = 100;
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "no attribute", &a);
+	C(d.fd, KVM_SET_DEVICE_ATTR, "no attribute", &a);
+	a.group = 7;
+	a.attr = KVM_DEV_VFIO_GROUP_ADD;
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "no group", &a);
+	C(d.fd, KVM_SET_DEVICE_ATTR, "no group", &a);
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "null", 0);
+	C(d.fd, KVM_GET_DEVICE_ATTR, "any", &a);
+	C(d.fd, KVM_GET_DEVICE_ATTR, "null", 0);
+	a.group = KVM_DEV_VFIO_GROUP;
+	C(d.fd, KVM_SET_DEVICE_ATTR, "add, null", &a);
+	a.addr = (uintptr_t) & (int){-1};
+	C(d.fd, KVM_SET_DEVICE_ATTR, "add, no descriptor", &a);
+	a.addr = (uintptr_t)&fd;
+	C(d.fd, KVM_SET_DEVICE_ATTR, "add, no group", &a);
+	a.attr = KVM_DEV_VFIO_GROUP_DEL;
+	C(d.fd, KVM_SET_DEVICE_ATTR, "del, none", &a);
+	C(d.fd, KVM_GET_API_VERSION, "on a device", 0);
+	errno = 0;
+	note("mmap of a device", kmmap(NULL, 4096, PROT_READ, MAP_SHARED, (int)d.fd, 0) == MAP_FAILED ? -1 : 0, errno);
+	kclose(vm);
+	/* It holds the VM. */
+	a.attr = KVM_DEV_VFIO_GROUP_ADD;
+	C(d.fd, KVM_HAS_DEVICE_ATTR, "without the vm's descriptor", &a);
+	kclose((int)d.fd);
+	kclose(fd);
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t ram = (uintptr_t)mmap(NULL, 0x20000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -753,6 +805,7 @@ int main(int argc, char **argv)
 	vm_caps(kvm);
 	chip_calls(kvm);
 	run_calls(kvm);
+	device_calls(kvm);
 	if (!print)
 		printf("%u passed, %u failed\n", passed, failed);
 	return failed != 0;
