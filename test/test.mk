@@ -101,7 +101,7 @@ $(ENGINE_TEST): $(BUILD)/test/insn/engine_test.o $(BUILD)/test/insn/machine.o $(
 
 # Random programs, interpreter against translator.
 JIT_RANDOM := $(T)/jit-random
-$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/jit/gen_64.o $(BUILD)/test/jit/gen_never.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
+$(JIT_RANDOM): $(BUILD)/test/jit/random.o $(BUILD)/test/jit/gen.o $(BUILD)/test/jit/gen_64.o $(BUILD)/test/jit/gen_never.o $(BUILD)/test/jit/gen_handler.o $(BUILD)/test/insn/machine.o $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=excp_deliver,--wrap=tsc_read -o $@ $^ $(ENGINE_LIBS)

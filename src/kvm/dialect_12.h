@@ -63,7 +63,7 @@ struct vm12 {
 	struct memslot **slot[SPACES_12]; /* by id, n_slot of them; protected by vm.lock */
 	unsigned n_slot[SPACES_12];
 	bool has_vcpu;
-	bool has_vfio; /* dialect_12_device.c */
+	bool has_vfio;      /* dialect_12_device.c */
 	u32 manual_protect; /* KVM_DIRTY_LOG_x */
 	int ring_fd;        /* memfd of the coalesced ring's page */
 	struct kvm_coalesced_mmio_ring *ring;

@@ -49,6 +49,9 @@ struct gen {
 void gen_system64(const struct gen *g);
 void gen_rip64(const struct gen *g);
 
+/* gen_handler.c: IRET at its end; it counts in the 8 or 4 bytes at `count`. */
+void gen_handler(struct emit *e, bool is64, u64 count);
+
 /* gen_never.c */
 struct insn;
 bool gen_never(const struct insn *i);

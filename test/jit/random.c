@@ -295,50 +295,6 @@ static void put_desc(u8 *gdt, unsigned index, u64 x)
 	(0xffffull | (u64)((base)&0xffffff) << 16 | (u64)(access) << 40 | 0xfull << 48 | (u64)(flags) << 52 |          \
 	 (u64)((base) >> 24) << 56)
 
-/* The interrupt handler: every register is saved, changed and restored, and SYS_COUNT counted. Its IRET may fault; the
- * flags there must not be those of the count, which is one side's alone. */
-static void write_handler(struct emit *e, bool is64, u64 count)
-{
-	if (is64) {
-		for (unsigned r = 0; r < 16; r++)
-			if (r != H_RSP) {
-				if (r >= 8)
-					e1(e, 0x41);
-				e1(e, (u8)(0x50 | (r & 7)));
-			}
-		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, -32));
-		encode(e, ENC_F3, 1, 0x7f, 0, rm_mem(H_RSP, 0));
-		encode(e, ENC_F3, 1, 0x7f, 5, rm_mem(H_RSP, 16));
-		for (unsigned r = 0; r < 16; r++)
-			if (r != H_RSP)
-				emit_const(e, r, 0x1234567890abcdefull * (r + 1));
-		encode(e, ENC_66, 1, 0x76, 0, rm_reg(0));
-		encode(e, ENC_66, 1, 0x76, 5, rm_reg(5));
-		encode(e, ENC_W, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
-		encode(e, ENC_W, 0, 0x01, H_RAX, rm_reg(H_RBX));
-		encode(e, ENC_F3, 1, 0x6f, 0, rm_mem(H_RSP, 0));
-		encode(e, ENC_F3, 1, 0x6f, 5, rm_mem(H_RSP, 16));
-		encode(e, ENC_W, 0, 0x8d, H_RSP, rm_mem(H_RSP, 32));
-		for (unsigned r = 16; r-- > 0;)
-			if (r != H_RSP) {
-				if (r >= 8)
-					e1(e, 0x41);
-				e1(e, (u8)(0x58 | (r & 7)));
-			}
-		e1(e, 0x48);
-	} else {
-		e1(e, 0x60);
-		for (unsigned r = 0; r < 8; r++)
-			if (r != H_RSP)
-				emit_const(e, r, 0x90abcdefu * (r + 1));
-		e1(e, 0x36); /* SS is the handler's own */
-		encode(e, 0, 0, 0xff, 0, rm_sib(H_NONE, H_NONE, 0, (s32)count));
-		encode(e, 0, 0, 0x01, H_RAX, rm_reg(H_RBX));
-		e1(e, 0x61);
-	}
-	e1(e, 0xcf);
-}
-
 static void seg_flat(struct vcpu *v, unsigned at, u16 sel, u8 type, unsigned dpl, unsigned bits, u64 base)
 {
 	v->seg[at] = (struct seg){.sel = sel,
@@ -362,7 +318,7 @@ static void make_tables(struct side *s, const struct setup *u, bool lma)
 	u64 tss_at = u->sys + SYS_TSS, stack = lma && !u->env.segs ? STACK_64 + PAGE_SIZE : u->sys + SYS_STACK;
 	struct vcpu *v = s->m.v;
 
-	write_handler(&e, lma, u->sys + SYS_COUNT);
+	gen_handler(&e, lma, u->sys + SYS_COUNT);
 	put_desc(gdt, 1, DESC(0x9b, lma ? 0xa : 0xc, 0)); /* 08: code, CPL 0 */
 	put_desc(gdt, 2, DESC(0x93, 0xc, 0));             /* 10: data */
 	put_desc(gdt, 4, DESC(0xfb, 0xc, 0));             /* 23: 32-bit code, CPL 3 */
