@@ -51,14 +51,15 @@ struct origin {
 	struct place place[];
 };
 
-/* By the first bytes blocks are found. */
+/* By the bytes there blocks are found: as many as tell functions apart that begin alike. */
 static u32 origin_hash(const u8 *bytes, u64 rip, u32 key)
 {
-	u64 off = rip & ~PAGE_MASK, first = 0;
+	u64 off = rip & ~PAGE_MASK, part[4] = {0}, h = off << 20 ^ key;
 
-	memcpy(&first, bytes, PAGE_SIZE - off < sizeof(first) ? PAGE_SIZE - off : sizeof(first));
-	first = (first ^ off << 20 ^ key) * 0x9e3779b97f4a7c15ull;
-	return (u32)(first >> 32);
+	memcpy(part, bytes, PAGE_SIZE - off < sizeof(part) ? PAGE_SIZE - off : sizeof(part));
+	for (unsigned n = 0; n < ARRAY_SIZE(part); n++)
+		h = ((h ^ part[n]) * 0x9e3779b97f4a7c15ull) ^ h >> 29;
+	return (u32)(h >> 32);
 }
 
 /* Is every address that code there may name canonical? Where not, branches are translated otherwise. */
@@ -79,8 +80,10 @@ void copy_note(struct trans *c, u64 rip)
 	bool shared = has_peers(j) && !(c->key >> KEY_CS_SHIFT) && !j->lockstep;
 
 	c->fixes.n = 0;
-	c->bound |= c->tb->beyond || !(c->key & KEY_64) || !is_inner(rip);
-	c->e.fixes = j->cold.fixes = shared || (!c->bound && (c->key & KEY_USER)) ? &c->fixes : NULL;
+	c->bound |= !(c->key & KEY_64) || !is_inner(rip);
+	/* What lies in the next page is not among the bytes that are compared. */
+	c->e.fixes = j->cold.fixes =
+	        !c->tb->beyond && (shared || (!c->bound && (c->key & KEY_USER))) ? &c->fixes : NULL;
 }
 
 /* Where the displacement at `at` leads to, in the writable view. */
@@ -92,9 +95,14 @@ static const u8 *target_at(const u8 *at)
 	return at + 4 + rel;
 }
 
+/* Most origins of a bucket: where code is rewritten all the time there would be one for each version. The oldest are
+ * given up. */
+#define CHAIN_MOST 16
+
 static void add_origin(struct jit *j, struct origin *o)
 {
 	struct origin **at = &j->origins[o->hash & (ORIGIN_HASH - 1)];
+	unsigned n = 0;
 
 	o->tb->origin = o;
 	o->first = NULL;
@@ -103,6 +111,9 @@ static void add_origin(struct jit *j, struct origin *o)
 	smc_lock();
 	o->next = *at;
 	*at = o;
+	while (*at && n++ < CHAIN_MOST)
+		at = &(*at)->next;
+	*at = NULL;
 	smc_unlock();
 }
 
@@ -350,7 +361,7 @@ static void fill(struct copy *c, u64 rip, const u8 *hva)
 	memcpy(c->cold.to, c->cold.from, c->cold.len);
 	tb->rip = rip;
 	tb->hva = hva;
-	tb->dead = false;
+	tb->dead = true; /* until it is of its page: reading that may fail */
 	tb->checks = 0;
 	tb->links = 0;
 	memset(tb->guard, 0, sizeof(tb->guard));
@@ -449,7 +460,6 @@ static struct tb *import(struct jit *j, const struct jit *peer, const struct ori
 	struct origin *mine;
 	u8 *to;
 
-	code_ahead(j);
 	to = meta_alloc(j, (size_t)(end - from));
 	memcpy(to, from, (size_t)(end - from));
 	c.tb = (struct tb *)(void *)to;
@@ -471,21 +481,33 @@ static struct tb *import(struct jit *j, const struct jit *peer, const struct ori
 /* Whom to ask at most. */
 #define PEERS_MOST 8
 
-static struct tb *import_any(struct jit *j, u64 rip, const u8 *hva, u32 key)
+/* Has this vCPU seen groups of the block lie over two pages? Then it must have code for that. */
+static bool has_straddling(const struct jpage *page, const struct tb *tb)
+{
+	unsigned first = tb->range[0].off / 16, last = (tb->range[0].off + tb->range[0].len - 1u) / 16;
+
+	for (unsigned n = first; n <= last; n++)
+		if (page->straddling[n / 64] >> n % 64 & 1)
+			return true;
+	return false;
+}
+
+static struct tb *import_any(struct jit *j, u64 rip, const u8 *hva, u32 key, const struct jpage *page)
 {
 	unsigned off = (unsigned)(rip & ~PAGE_MASK), n = 0;
 	struct tb *tb = NULL;
-	u8 page[PAGE_SIZE];
+	u8 copy[PAGE_SIZE];
 
 	if (!has_peers(j) || (key >> KEY_CS_SHIFT) || j->lockstep)
 		return NULL;
 	/* The client may take the memory away: that must not happen to us with the lock. */
-	memcpy(page, hva - off, sizeof(page));
+	memcpy(copy, hva - off, sizeof(copy));
+	code_ahead(j);
 	smc_lock();
 	for (struct jit *p = smc_peer(j, NULL); p && !tb && n < PEERS_MOST; p = smc_peer(j, p), n++) {
-		const struct origin *o = p->stubs == j->stubs ? find(p, rip, page + off, key) : NULL;
+		const struct origin *o = p->stubs == j->stubs ? find(p, rip, copy + off, key) : NULL;
 
-		if (o)
+		if (o && !has_straddling(page, o->tb))
 			tb = import(j, p, o, rip, hva);
 	}
 	smc_unlock();
@@ -506,9 +528,11 @@ struct tb *copy_make(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	} else if (o) {
 		tb = copy_own(j, o, rip, hva);
 	} else {
-		tb = import_any(j, rip, hva, key);
+		tb = import_any(j, rip, hva, key, page);
 	}
-	if (tb)
+	if (tb) {
 		page_add(j, page, tb);
+		tb->dead = false;
+	}
 	return tb;
 }

@@ -24,6 +24,20 @@ static bool depend(struct trans *c, unsigned off, unsigned len)
 	return true;
 }
 
+/* What was decoded is what the block is compared with later. False: it is other than at an earlier look. */
+static bool keep_seen(struct trans *c, unsigned off, const u8 *bytes, unsigned len)
+{
+	for (unsigned n = 0; n < len; n++, off++) {
+		u64 bit = BIT(off % 64);
+
+		if (c->seen_at[off / 64] & bit && c->seen[off] != bytes[n])
+			return false;
+		c->seen_at[off / 64] |= bit;
+		c->seen[off] = bytes[n];
+	}
+	return true;
+}
+
 static void classify_any(struct trans *c, const struct insn *i, struct nat *n)
 {
 	classify(i, c->key, n);
@@ -52,9 +66,7 @@ static u8 look(struct trans *c, u64 rip, unsigned depth, struct carried *x)
 		memcpy(bytes, c->hva_page + off, 15);
 		if (interp_decode(c->j->v, key_decode(c->key), bytes, 15, &i) < 0 || i.len > limit_left(c, rip))
 			break;
-		if (!depend(c, off, i.len))
-			break;
-		if (memcmp(bytes, c->hva_page + off, i.len))
+		if (!keep_seen(c, off, bytes, i.len) || !depend(c, off, i.len))
 			break;
 		classify_any(c, &i, &nat);
 		if (goes_astray(c, &i, &nat, wrap(c, rip + i.len)))
@@ -152,6 +164,7 @@ static void decode_border(struct trans *c)
 	c->end_rip = wrap(c, rip + i->len);
 	c->range[0] = (struct range){(u16)off, (u16)first};
 	c->n_range = 1;
+	keep_seen(c, off, c->bytes, first);
 }
 
 void decode_block(struct trans *c)
@@ -206,6 +219,7 @@ void decode_block(struct trans *c)
 	c->end_rip = rip;
 	c->range[0] = (struct range){(u16)start, (u16)(off - start)};
 	c->n_range = 1;
+	keep_seen(c, start, c->bytes, off - start);
 }
 
 /* Are the flags before instruction k asked for, when its access fails, or lost, when it is checked? */

@@ -24,7 +24,7 @@ static void print(const struct jit *j)
 		u64 n;
 	} line[] = {{"blocks translated", j->n.blocks},
 	            {"guest instructions in them", j->n.insns},
-	            {"blocks copied from another RIP", j->n.copied},
+	            {"blocks copied from own ones", j->n.copied},
 	            {"of these in the place of another copy", j->n.retaken},
 	            {"blocks copied from another vCPU", j->n.imported},
 	            {"of these left to handlers", j->n.handler_insns},

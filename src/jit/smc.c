@@ -28,14 +28,17 @@ static struct jit *all;
 
 void smc_register(struct jit *j)
 {
+	struct jit **o;
+
 	pthread_mutex_lock(&lock);
-	for (struct jit *o = all; o; o = o->next_jit)
-		if (o->v->mmu.vm == j->v->mmu.vm) {
-			atomic_fetch_add(&o->others, 1u);
+	for (o = &all; *o; o = &(*o)->next_jit)
+		if ((*o)->v->mmu.vm == j->v->mmu.vm) {
+			atomic_fetch_add(&(*o)->others, 1u);
 			atomic_fetch_add(&j->others, 1u);
 		}
-	j->next_jit = all;
-	all = j;
+	/* At the end: the boot processor, which knows most, is asked first (copy.c). */
+	j->next_jit = NULL;
+	*o = j;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -452,6 +455,7 @@ static void forget_oldest(struct jit *j, u64 rip, u32 key)
 /* The page has other bytes now, or is about to: it keeps no block. Nobody is left in one. */
 static void put_away(struct jit *j, struct jpage *p)
 {
+	u8 *snap[ARRAY_SIZE(p->snap)] = {0};
 	struct jpage *away;
 
 	if (p->in_vain >= IN_VAIN_MOST || (!j->spare && j->meta_used + AWAY_LEAVES > META_SIZE)) {
@@ -462,11 +466,14 @@ static void put_away(struct jit *j, struct jpage *p)
 	for (const struct tb *tb = p->tbs; tb; tb = tb->page_next)
 		forget_oldest(j, tb->rip, tb->key);
 	away = j->spare;
-	if (away)
+	if (away) {
 		j->spare = away->next;
-	else
+		memcpy(snap, away->snap, sizeof(snap));
+	} else {
 		away = meta_alloc(j, sizeof(*away));
+	}
 	memset(away, 0, sizeof(*away));
+	memcpy(away->snap, snap, sizeof(snap));
 	away->hva = (const u8 *)(uintptr_t)(AWAY | ++j->n_away << PAGE_SHIFT);
 	away->next = j->pages[hash_page(away->hva)];
 	j->pages[hash_page(away->hva)] = away;
@@ -576,9 +583,13 @@ void page_add(struct jit *j, struct jpage *p, struct tb *tb)
 
 void page_take_back(struct jit *j, struct tb *tb)
 {
+	struct jpage *p = meta_ptr(j, tb->page);
+
 	/* The granules of its page may be too many now. */
 	list_remove(tb);
 	tb_kill(j, tb);
+	if (!p->tbs && is_away(p->hva))
+		forget_page(j, p);
 }
 
 void page_drop(struct jit *j, struct tb *tb)
@@ -616,7 +627,7 @@ static void written(struct jit *j, struct jpage *p, unsigned off, unsigned len)
 {
 	bool killed = false;
 
-	if (!(p->granules & granules_of(off, len)))
+	if (!p->tbs || !(p->granules & granules_of(off, len)))
 		return;
 	if (is_reused(j, p)) {
 		put_away(j, p);
@@ -748,6 +759,8 @@ void smc_slots_changed(struct jit *j)
 			if (is_away(p->hva))
 				continue;
 			p->epoch = ~0ull;
+			/* What the others will be asked then comes back as if they had stored there. */
+			p->foreign = 0;
 			/* A slot that is new knows of nobody who holds code; of one that stays we are told once more.
 			 */
 			p->watched = false;

@@ -829,9 +829,8 @@ struct tb *translate(struct jit *j, u64 rip, const u8 *hva, u32 key, struct jpag
 	tb->bytes = bytes;
 	memcpy(bytes, c->bytes, c->range[0].len + tb->beyond);
 	bytes += c->range[0].len + tb->beyond;
-	/* Should these change before the next validation, it finds out; look() compared what it decoded. */
 	for (unsigned n = 1; n < c->n_range; n++) {
-		memcpy(bytes, c->hva_page + c->range[n].off, c->range[n].len);
+		memcpy(bytes, c->seen + c->range[n].off, c->range[n].len);
 		bytes += c->range[n].len;
 	}
 

@@ -107,7 +107,8 @@ struct trans {
 	u32 last_recipe;
 	unsigned n_slots, n_fixup;
 	struct put put[TB_INSNS];
-	u32 recipe_in[TB_INSNS]; /* of the flags before it, when they are not alive and it may ask for them */
+	u64 seen_at[PAGE_SIZE / 64]; /* which */
+	u32 recipe_in[TB_INSNS];     /* of the flags before it, when they are not alive and it may ask for them */
 	u32 recipe_exit[EXITS];
 	struct carried carried[EXITS];
 	/* from here on not cleared */
@@ -125,6 +126,7 @@ struct trans {
 	struct exit exit[TB_INSNS * 3 + 1];
 	struct range range[TB_RANGES];
 	u8 bytes[TB_INSNS * 15 + 16];
+	u8 seen[PAGE_SIZE]; /* what was decoded there, by offset in the page */
 	struct fixes fixes; /* copy.c */
 };
 

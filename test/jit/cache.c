@@ -7,6 +7,8 @@
  */
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "../../src/jit/jit_impl.h"
 #include "../../src/x86/pte.h"
@@ -17,7 +19,7 @@
 #define PAGES 1024u
 #define STACK (CODE + PAGES * PAGE_SIZE)
 
-static struct machine machines[8], *mach; /* one a case */
+static struct machine machines[12], *mach; /* one a case */
 static u8 *code;
 
 static bool begin_at(unsigned cpl)
@@ -190,6 +192,92 @@ TEST(vcpus_share_blocks)
 		machine_vcpu_free(other);
 		end();
 	}
+}
+
+/* An instruction whose second page changes; the other vCPU need not run. */
+TEST(border_changes)
+{
+	static const u8 program[] = {0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0xf4};
+	struct vcpu *other;
+
+	if (!begin())
+		return;
+	other = machine_vcpu(mach, 1, 3);
+	memcpy(code + PAGE_SIZE - 2, program, sizeof(program));
+	for (u8 n = 0; n < 20; n++) {
+		/* In the page itself and behind it; a run that does not end is the alarm's. */
+		code[PAGE_SIZE] = n;
+		code[PAGE_SIZE - 1] = (u8)(n / 5);
+		alarm(5);
+		CHECK_EQ(run(CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
+		CHECK_EQ(run_on(other, CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
+		alarm(0);
+	}
+	machine_vcpu_free(other);
+	end();
+}
+
+/* A block whose accesses share a check where the other vCPU runs it, and lie over two pages here. */
+TEST(what_straddles_is_ones_own)
+{
+	/* mov rax, [rbx]; mov rdx, [rbx + 8]; dec rcx; jnz; cpuid */
+	static const u8 program[] = {0x48, 0x8b, 0x03, 0x48, 0x8b, 0x53, 0x08,
+	                             0x48, 0xff, 0xc9, 0x75, 0xf4, 0x0f, 0xa2};
+	struct vcpu *other;
+	u64 helper, imported;
+
+	if (!begin())
+		return;
+	other = machine_vcpu(mach, 1, 3);
+	memcpy(code, program, sizeof(program));
+	mach->v->r[R_RBX] = CODE + 4 * PAGE_SIZE;
+	mach->v->r[R_RCX] = 1000;
+	run(CODE);
+	for (unsigned n = 0; n < 2; n++) {
+		helper = other->jit->n.helper;
+		imported = other->jit->n.imported;
+		other->r[R_RBX] = CODE + 5 * PAGE_SIZE - 8;
+		other->r[R_RCX] = 10000;
+		run_on(other, CODE);
+	}
+	CHECK(other->jit->n.helper - helper < 100);
+	CHECK_EQ(other->jit->n.imported, imported);
+	machine_vcpu_free(other);
+	end();
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* Code that is rewritten behind a beginning that stays does not become slower and slower. */
+TEST(rewritten_code_stays_cheap)
+{
+	/* mov rbx, 0; mov rbx, 0; mov rbx, 0; mov eax, n; cpuid */
+	static const u8 zero[10] = {0x48, 0xbb}, program[] = {0xb8, 0, 0, 0, 0, 0x0f, 0xa2, 0xf4};
+	double start, first = 0, last = 0;
+	u8 *at;
+
+	if (!begin())
+		return;
+	for (at = code; at < code + 40; at += sizeof(zero))
+		memcpy(at, zero, sizeof(zero));
+	memcpy(at, program, sizeof(program));
+	for (u32 part = 0; part < 6; part++) {
+		start = now();
+		for (u32 n = part * 4000; n < part * 4000 + 4000; n++) {
+			memcpy(at + 1, &n, 4);
+			CHECK_EQ(run(CODE), n);
+		}
+		last = now() - start;
+		first = part == 1 ? last : first;
+	}
+	CHECK(last < first * 5);
+	end();
 }
 
 /* A page of code that is mapped at ever more addresses, as programs are that start again and again. */
