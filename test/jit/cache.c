@@ -209,8 +209,10 @@ TEST(border_changes)
 		code[PAGE_SIZE] = n;
 		code[PAGE_SIZE - 1] = (u8)(n / 5);
 		alarm(5);
-		CHECK_EQ(run(CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
-		CHECK_EQ(run_on(other, CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
+		for (unsigned k = 0; k < 3; k++)
+			CHECK_EQ(run(CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
+		for (unsigned k = 0; k < 3; k++)
+			CHECK_EQ(run_on(other, CODE + PAGE_SIZE - 2), (n << 8) + n / 5);
 		alarm(0);
 	}
 	machine_vcpu_free(other);
@@ -267,7 +269,7 @@ TEST(rewritten_code_stays_cheap)
 	for (at = code; at < code + 40; at += sizeof(zero))
 		memcpy(at, zero, sizeof(zero));
 	memcpy(at, program, sizeof(program));
-	for (u32 part = 0; part < 6; part++) {
+	for (u32 part = 0; part < 9; part++) {
 		start = now();
 		for (u32 n = part * 4000; n < part * 4000 + 4000; n++) {
 			memcpy(at + 1, &n, 4);
