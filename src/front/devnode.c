@@ -15,6 +15,10 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "../base/usercopy.h"
+
+#define ACL "system.posix_acl_access"
+
 /* Copies `path` without empty and "." components, and without ".." and what that leaves: /dev is no symbolic link. */
 static void tidy(char *out, size_t size, const char *path)
 {
@@ -90,6 +94,39 @@ int devnode_chmod(unsigned mode)
 int devnode_chown(unsigned uid, unsigned gid)
 {
 	return (uid == 0 || uid == ~0u) && (gid == 0 || gid == ~0u) ? 0 : -EPERM;
+}
+
+/* 0: it is the node's access control list; 1: another attribute. */
+static int attribute(const char *name)
+{
+	char is[sizeof(ACL)];
+
+	if (user_read(is, name, 1) < 0)
+		return -EFAULT;
+	return user_read(is, name, sizeof(is)) < 0 || memcmp(is, ACL, sizeof(ACL)) != 0;
+}
+
+int devnode_setxattr(const char *name, const void *value, size_t size)
+{
+	/* As the kernel encodes mode 0666: version 2, then the entries of user, group and others. */
+	static const u16 mode[] = {2, 0, 1, 6, 0xffff, 0xffff, 4, 6, 0xffff, 0xffff, 32, 6, 0xffff, 0xffff};
+	u16 is[ARRAY_SIZE(mode)];
+	int rc = attribute(name);
+
+	if (rc < 0)
+		return rc;
+	if (rc > 0 || size != sizeof(is))
+		return -EPERM;
+	if (user_read(is, value, sizeof(is)) < 0)
+		return -EFAULT;
+	return memcmp(is, mode, sizeof(is)) == 0 ? 0 : -EPERM;
+}
+
+int devnode_removexattr(const char *name)
+{
+	int rc = attribute(name);
+
+	return rc > 0 ? -ENODATA : rc;
 }
 
 void devnode_stat(struct stat *st)

@@ -57,6 +57,9 @@ int devnode_access(int mode);
 /* chmod() and chown() of the node, which stays as it is: 0 when that is what is asked for, else -EPERM. */
 int devnode_chmod(unsigned mode);
 int devnode_chown(unsigned uid, unsigned gid);
+/* Its attributes: there is none, but an access control list that says what the mode says is taken. */
+int devnode_setxattr(const char *name, const void *value, size_t size);
+int devnode_removexattr(const char *name);
 void devnode_stat(struct stat *st);
 void devnode_statx(struct statx *st);
 

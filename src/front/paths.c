@@ -138,6 +138,38 @@ EXPORT ssize_t llistxattr(const char *path, char *out, size_t size)
 	return named(path) ? 0 : REAL(llistxattr)(path, out, size);
 }
 
+EXPORT int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+{
+	return named(path) ? result(devnode_setxattr(name, value, size))
+	                   : REAL(setxattr)(path, name, value, size, flags);
+}
+
+EXPORT int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+{
+	return named(path) ? result(devnode_setxattr(name, value, size))
+	                   : REAL(lsetxattr)(path, name, value, size, flags);
+}
+
+EXPORT int removexattr(const char *path, const char *name)
+{
+	return named(path) ? result(devnode_removexattr(name)) : REAL(removexattr)(path, name);
+}
+
+EXPORT int lremovexattr(const char *path, const char *name)
+{
+	return named(path) ? result(devnode_removexattr(name)) : REAL(lremovexattr)(path, name);
+}
+
+EXPORT int mknod(const char *path, mode_t mode, dev_t device)
+{
+	return named(path) ? result(-EEXIST) : REAL(mknod)(path, mode, device);
+}
+
+EXPORT int mknodat(int dirfd, const char *path, mode_t mode, dev_t device)
+{
+	return devnode_named(dirfd, path) ? result(-EEXIST) : REAL(mknodat)(dirfd, path, mode, device);
+}
+
 EXPORT int chmod(const char *path, mode_t mode)
 {
 	return named(path) ? result(devnode_chmod(mode)) : REAL(chmod)(path, mode);

@@ -327,6 +327,16 @@ static long call_about(struct sthread *t, struct kframe *f, int dirfd, unsigned 
 	return is_kvm_path(t, f, dirfd, n, path, &rc) ? about : rc;
 }
 
+static long call_setxattr(struct sthread *t, struct kframe *f)
+{
+	const struct kregs *r = &f->regs;
+	long rc;
+
+	if (!is_kvm_path(t, f, AT_FDCWD, 1, r->di, &rc))
+		return rc;
+	return devnode_setxattr((const char *)(uintptr_t)r->si, (const void *)(uintptr_t)r->dx, r->r10);
+}
+
 /* ---- starting programs
  * ---------------------------------------------------------------------------------------------------- */
 
@@ -736,6 +746,16 @@ static long do_call(struct sthread *t, struct kframe *f)
 	case SYS_listxattr:
 	case SYS_llistxattr:
 		return call_about(t, f, AT_FDCWD, 1, r->di, 0);
+	case SYS_setxattr:
+	case SYS_lsetxattr:
+		return call_setxattr(t, f);
+	case SYS_removexattr:
+	case SYS_lremovexattr:
+		return call_about(t, f, AT_FDCWD, 1, r->di, devnode_removexattr((const char *)(uintptr_t)r->si));
+	case SYS_mknod:
+		return call_about(t, f, AT_FDCWD, 1, r->di, -EEXIST);
+	case SYS_mknodat:
+		return call_about(t, f, (int)r->di, 2, r->si, -EEXIST);
 	case SYS_chmod:
 		return call_about(t, f, AT_FDCWD, 1, r->di, devnode_chmod((unsigned)r->si));
 	case SYS_fchmodat:

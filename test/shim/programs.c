@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
 #include "shim.h"
@@ -64,6 +65,8 @@ static char *brk_to(const char *to)
  * `chmod 666` of many a build script. */
 TEST(the_node_is_like_a_file)
 {
+	/* "user::rw-,group::rw-,other::rw-": version, then tag and permissions, and nobody's number, of each. */
+	unsigned short acl[] = {2, 0, 1, 6, 0xffff, 0xffff, 4, 6, 0xffff, 0xffff, 32, 6, 0xffff, 0xffff};
 	char real[PATH_MAX] = "", link[16];
 	struct stat st;
 	FILE *f;
@@ -87,6 +90,17 @@ TEST(the_node_is_like_a_file)
 	CHECK_ERR(lgetxattr("/dev/kvm", "system.posix_acl_access", real, sizeof(real)), ENODATA);
 	CHECK_EQ(listxattr("/dev/kvm", real, sizeof(real)), 0);
 	CHECK_EQ(llistxattr("/dev/kvm", NULL, 0), 0);
+	/* libvirt copies the access control list, which is that of the mode, to where it thinks the node is missing. */
+	CHECK_EQ(setxattr("/dev/kvm", "system.posix_acl_access", acl, sizeof(acl), 0), 0);
+	CHECK_EQ(lsetxattr("/dev/kvm", "system.posix_acl_access", acl, sizeof(acl), 0), 0);
+	CHECK_ERR(setxattr("/dev/kvm", "system.posix_acl_access", acl, sizeof(acl) - 8, 0), EPERM);
+	acl[7] = 4; /* "group::r--" */
+	CHECK_ERR(setxattr("/dev/kvm", "system.posix_acl_access", acl, sizeof(acl), 0), EPERM);
+	CHECK_ERR(setxattr("/dev/kvm", "user.x", "x", 1, 0), EPERM);
+	CHECK_EQ(removexattr("/dev/kvm", "system.posix_acl_access"), 0);
+	CHECK_ERR(lremovexattr("/dev/kvm", "user.x"), ENODATA);
+	CHECK_ERR(mknod("/dev/kvm", S_IFCHR | 0666, makedev(10, 232)), EEXIST);
+	CHECK_ERR(mknodat(AT_FDCWD, "/dev/./kvm", S_IFREG | 0666, 0), EEXIST);
 	/* It is everybody's already; nothing else can be had. */
 	CHECK_EQ(chmod("/dev/kvm", 0666), 0);
 	CHECK_ERR(chmod("/dev/kvm", 0600), EPERM);
