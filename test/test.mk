@@ -70,6 +70,7 @@ STATIC_SUITES := $(foreach c,$(STATIC_CLIENTS),'static with glibc: $c=$(SHIM_ENV
 	'static with musl: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c-musl') \
 	'static with glibc: errors12=$(BUILD)/devkvm run -- $(T)/errors12-static $(KVM12_ERRORS)' \
 	'static, in Go=test/shim/go-test $(BUILD)' \
+	'other users=test/shim/users-test $(BUILD)' \
 	$(foreach c,$(SHIM_TESTS),'through devkvm run: $c=$(SHIM_ENV) timeout -k 5 200 $(BUILD)/devkvm run -- $(T)/$c')
 
 # Code that changes behind the engine's back.

@@ -323,7 +323,7 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags)
 	return REAL(sendmmsg)(fd, m, n, flags);
 }
 
-/* ---- before what the process sees of the file system changes
+/* ---- before what the process sees of the file system changes, or what it may open there
  * ---------------------------------------------------------------------------- */
 
 static void leaving(void)
@@ -354,6 +354,31 @@ EXPORT int setns(int fd, int type)
 {
 	leaving();
 	return REAL(setns)(fd, type);
+}
+
+/* Nobody but root can become somebody who may open less. */
+static void leaving_root(void)
+{
+	if (geteuid() == 0)
+		leaving();
+}
+
+EXPORT int setuid(uid_t uid)
+{
+	leaving_root();
+	return REAL(setuid)(uid);
+}
+
+EXPORT int setreuid(uid_t real, uid_t effective)
+{
+	leaving_root();
+	return REAL(setreuid)(real, effective);
+}
+
+EXPORT int setresuid(uid_t real, uid_t effective, uid_t saved)
+{
+	leaving_root();
+	return REAL(setresuid)(real, effective, saved);
 }
 
 __attribute__((constructor)) static void preload_init(void)

@@ -1,12 +1,14 @@
 /*
- * root.c: programs that change their root directory and then start another one, as sandboxes do.
+ * root.c: programs that change their root directory, or their user, and then start another one, as sandboxes and
+ * libvirt do.
  *
  * Below another root neither our library nor devkvm-load, nor what these need, may have a path, and a program's own
- * file may not either. So before a program changes what it sees, all these are opened, under high numbers that are
- * closed on exec. To start a static program then, the dynamic linker is executed itself, by its descriptor, and told
- * the others; what it started takes the descriptors over, for the next time. A dynamic program keeps its own dynamic
- * linker and C library, and finds ours by LD_PRELOAD=/proc/self/fd/N. There the descriptors stay open over each further
- * exec, since the C library starts programs by ways that we do not see (system()).
+ * file may not either; another user may not pass a directory on the way there. So before a program changes what it sees
+ * or who it is, all these are opened, under high numbers that are closed on exec. To start a static program then, the
+ * dynamic linker is executed itself, by its descriptor, and told the others; what it started takes the descriptors
+ * over, for the next time. A dynamic program keeps its own dynamic linker and C library, and finds ours by
+ * LD_PRELOAD=/proc/self/fd/N. There the descriptors stay open over each further exec, since the C library starts
+ * programs by ways that we do not see (system()).
  *
  * This wants /proc below the new root, as /proc/self/exe does.
  */

@@ -804,6 +804,12 @@ static long do_call(struct sthread *t, struct kframe *f)
 	case SYS_setns:
 		root_leaving(t->files, exec_loader(), exe);
 		return pass(t, f);
+	case SYS_setuid:
+	case SYS_setreuid:
+	case SYS_setresuid:
+		if (geteuid() == 0)
+			root_leaving(t->files, exec_loader(), exe);
+		return pass(t, f);
 	case SYS_exit:
 		if (t->ours)
 			static_exit_thread(t, (int)r->di);
