@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -84,6 +85,16 @@ int devnode_open(int flags)
 int devnode_access(int mode)
 {
 	return mode & X_OK ? -EACCES : 0;
+}
+
+bool devnode_place(void)
+{
+	return syscall(SYS_mknod, DEVNODE, S_IFREG | 0600, 0) == 0;
+}
+
+void devnode_unplace(void)
+{
+	syscall(SYS_unlink, DEVNODE);
 }
 
 int devnode_chmod(unsigned mode)

@@ -54,6 +54,10 @@ bool devnode_named(int dirfd, const char *path);
 /* What open(), access() and stat() of it give: a descriptor or 0, or -errno. */
 int devnode_open(int flags);
 int devnode_access(int mode);
+/* Where there is no node at all, something is mounted on it: makes an empty file for that. False: there is something.
+ */
+bool devnode_place(void);
+void devnode_unplace(void);
 /* chmod() and chown() of the node, which stays as it is: 0 when that is what is asked for, else -EPERM. */
 int devnode_chmod(unsigned mode);
 int devnode_chown(unsigned uid, unsigned gid);

@@ -339,8 +339,19 @@ EXPORT int chroot(const char *path)
 
 EXPORT int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data)
 {
+	int rc, err;
+
 	leaving();
-	return REAL(mount)(source, target, type, flags, data);
+	rc = REAL(mount)(source, target, type, flags, data);
+	err = errno;
+	if (rc < 0 && err == ENOENT && devnode_named(AT_FDCWD, target) && devnode_place()) {
+		rc = REAL(mount)(source, target, type, flags, data);
+		err = errno;
+		if (rc < 0)
+			devnode_unplace();
+	}
+	errno = err;
+	return rc;
 }
 
 EXPORT int unshare(int flags)

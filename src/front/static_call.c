@@ -337,6 +337,20 @@ static long call_setxattr(struct sthread *t, struct kframe *f)
 	return devnode_setxattr((const char *)(uintptr_t)r->si, (const void *)(uintptr_t)r->dx, r->r10);
 }
 
+static long call_mount(struct sthread *t, struct kframe *f)
+{
+	long rc;
+
+	root_leaving(t->files, exec_loader(), exe);
+	rc = pass(t, f);
+	if (rc != -ENOENT || special_path(AT_FDCWD, f->regs.si) != PATH_KVM || !devnode_place())
+		return rc;
+	rc = pass(t, f);
+	if (rc < 0)
+		devnode_unplace();
+	return rc;
+}
+
 /* ---- starting programs
  * ---------------------------------------------------------------------------------------------------- */
 
@@ -799,11 +813,12 @@ static long do_call(struct sthread *t, struct kframe *f)
 		return static_clone3(t, f, r->di, r->si);
 	case SYS_chroot:
 	case SYS_pivot_root:
-	case SYS_mount:
 	case SYS_move_mount:
 	case SYS_setns:
 		root_leaving(t->files, exec_loader(), exe);
 		return pass(t, f);
+	case SYS_mount:
+		return call_mount(t, f);
 	case SYS_setuid:
 	case SYS_setreuid:
 	case SYS_setresuid:

@@ -228,6 +228,33 @@ TEST(static_programs_without_an_environment)
 }
 #endif
 
+/* A node that was a mount of its own (a container's) is moved from one /dev to another, which is empty. */
+static int mount_node(void)
+{
+	struct stat st;
+
+	if (mkdir("/dev", 0755) < 0 || stat("/dev/kvm", &st) < 0 || !S_ISCHR(st.st_mode))
+		return 80;
+	if (mount("/0", "/dev/kvm", NULL, MS_BIND, NULL) < 0)
+		return 81;
+	if (ioctl(open("/dev/kvm", O_RDWR | O_CLOEXEC), KVM_GET_API_VERSION, 0L) != 12)
+		return 82;
+	if (umount2("/dev/kvm", MNT_DETACH) < 0)
+		return 83;
+	if (mount("/nonexistent", "/dev/kvm", NULL, MS_BIND, NULL) == 0 || errno != ENOENT)
+		return 84;
+	unlink("/dev/kvm");
+	if (mount("/nonexistent", "/dev/kvm", NULL, MS_BIND, NULL) == 0 || errno != ENOENT ||
+	    syscall(SYS_unlink, "/dev/kvm") == 0)
+		return 85;
+	return 12;
+}
+
+TEST(a_mount_at_the_node)
+{
+	below(mount_node, true);
+}
+
 /* No way leads there: this is said, and the programs start without. */
 static int start_lost(void)
 {
