@@ -45,13 +45,35 @@ static void put(const char *from, const char *dir, const char *name, bool folder
 		_exit(CANNOT + 1);
 }
 
+static bool put_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	close(fd);
+	return ok;
+}
+
+/* Mounts of one's own; who is not root stays who he is, and may make files. */
+static bool own_mounts(void)
+{
+	char user[64], group[64];
+
+	if (unshare(CLONE_NEWNS) == 0)
+		return true;
+	snprintf(user, sizeof(user), "%u %u 1", getuid(), getuid());
+	snprintf(group, sizeof(group), "%u %u 1", getgid(), getgid());
+	return unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0 && put_text("/proc/self/uid_map", user) &&
+	       put_text("/proc/self/setgroups", "deny") && put_text("/proc/self/gid_map", group);
+}
+
 /* A root with what programs of the distribution need, and those of ours by the names /0, /1 and /2. */
 static void other_root(const char *dir, bool proc)
 {
 	char *end = strrchr(self, '/') + strlen("/roots");
 
-	if ((unshare(CLONE_NEWNS) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) ||
-	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("none", dir, "tmpfs", 0, NULL) < 0)
+	if (!own_mounts() || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("none", dir, "tmpfs", 0, NULL) < 0)
 		_exit(CANNOT);
 	put("/usr", dir, "usr", true);
 	put("/lib", dir, "lib", true);
