@@ -42,6 +42,7 @@ DEPS_BOOT := ca-certificates cpio
 DEPS_CHECK := clang clang-format
 DEPS_MACHINES := python3 qemu-system-x86 qemu-utils debootstrap e2fsprogs fdisk mtools dosfstools grub-common grub-pc-bin \
 	grub-efi-amd64-bin xorriso ovmf memtest86+ gdb
+DEPS_LIBVIRT := libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 procps
 DEPS_BENCH := qemu-system-x86 hyperfine gnuplot-nox gawk
 
 PRODUCTS := $(BUILD)/devkvm $(BUILD)/libdevkvm.a $(BUILD)/libdevkvm.so $(BUILD)/libdevkvm-preload.so $(BUILD)/devkvm-load
@@ -56,6 +57,7 @@ help:
 	@echo 'make check-nightly runs 1 billion random instructions (SEED= replays) and boots with every block compared'
 	@echo 'make check-machines boots a Debian disk under QEMU on every machine type; snapshots, migration, firmware, devices'
 	@echo '                  (half an hour; ARGS="--only REGEX", "--engine interp", "--soak MINUTES", "--list")'
+	@echo 'make check-libvirt runs libvirtd as root, in a mount namespace of its own, and a guest of it'
 	@echo 'make check-oracle runs the system snippets on real Linux KVM again (inside QEMU)'
 	@echo "make check-selftests builds the KVM selftests of Linux 6.1 and runs them"
 	@echo "make bench        runs the workloads natively, under QEMU's TCG and under devkvm, side by side"

@@ -266,7 +266,13 @@ check-machines: all
 	@tools/need $(DEPS_BOOT) $(DEPS_MACHINES)
 	test/boot/machines/check-machines $(BUILD) $(ARGS)
 
+# A daemon of root's, which takes its packages: not part of the others.
+check-libvirt: all
+	@tools/need $(DEPS_BOOT) $(DEPS_LIBVIRT)
+	test/boot/libvirt-test $(BUILD)
+
 print-quick:
 	@printf '%s\n' $(QUICK_SUITES)
 
-.PHONY: check check-shim check-quick check-nightly check-machines check-oracle check-selftests test-programs print-quick
+.PHONY: check check-shim check-quick check-nightly check-libvirt check-machines check-oracle check-selftests \
+	test-programs print-quick
