@@ -87,19 +87,7 @@ static void put_loop(const struct guest *g, bool serialize)
 
 static int open64(struct guest *g, bool chips)
 {
-	if (!chips)
-		return guest_open(g, RAM);
-	memset(g, 0, sizeof(*g));
-	g->size = RAM;
-	g->kvm = kopen();
-	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
-	g->ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (g->vm < 0 || kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0 || region(g->vm, 0, 0, 0, RAM, g->ram) < 0)
-		return -1;
-	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
-	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
-	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
+	return chips ? guest_open_chips(g, RAM) : guest_open(g, RAM);
 }
 
 static int enable_apic(const struct guest *g)

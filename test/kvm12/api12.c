@@ -823,31 +823,25 @@ TEST(listed_msrs)
 		uint32_t index[256];
 	} list = {.head.nmsrs = 256};
 	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1};
-	struct {
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 e[2];
 	} nothing = {.head.nent = 2, .e = {{.function = 0, .eax = 1}, {.function = 1, .edx = 0x61}}};
 	struct guest g;
 	bool caps = false;
+	uint64_t val;
 
 	CHECK_EQ(guest_open(&g, 0x10000), 0);
 	CHECK_EQ(kioctl(g.kvm, KVM_GET_MSR_INDEX_LIST, &list), 0);
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &nothing), 0);
 	for (unsigned n = 0; n < list.head.nmsrs; n++) {
-		m.e = (struct kvm_msr_entry){.index = list.index[n]};
-		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != 1 || kioctl(g.vcpu, KVM_SET_MSRS, &m) != 1)
+		if (get_msr(&g, list.index[n], &val) != 1 || set_msr(&g, list.index[n], val) != 1)
 			CHECK_EQ(list.index[n], 0); /* names it */
 		caps |= list.index[n] == 0x10a;
 	}
 	if (caps) {
-		m.e = (struct kvm_msr_entry){.index = 0x10a};
-		CHECK_EQ(kioctl(g.vcpu, KVM_SET_MSRS, &m), 1);
-		m.e.data = 99;
-		CHECK_EQ(kioctl(g.vcpu, KVM_GET_MSRS, &m), 1);
-		CHECK_EQ(m.e.data, 0);
+		CHECK_EQ(set_msr(&g, 0x10a, 0), 1);
+		CHECK_EQ(get_msr(&g, 0x10a, &val), 1);
+		CHECK_EQ(val, 0);
 	}
 	guest_close(&g);
 }

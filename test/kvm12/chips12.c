@@ -15,19 +15,27 @@ static int chips_open(struct guest *g)
 {
 	struct kvm_pit_config pit = {0};
 
-	memset(g, 0, sizeof(*g));
-	g->size = 0x10000;
-	g->kvm = kopen();
-	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
-	if (kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0 || kioctl(g->vm, KVM_CREATE_PIT2, &pit) < 0)
+	if (guest_vm(g, kopen(), 0x10000) < 0 || kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0 ||
+	    kioctl(g->vm, KVM_CREATE_PIT2, &pit) < 0)
 		return -1;
-	g->ram = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (region(g->vm, 0, 0, 0, g->size, g->ram) < 0)
-		return -1;
-	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
-	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
-	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
+	return guest_vcpu(g, 0);
+}
+
+#define ECX_X2APIC (1u << 21)
+#define ECX_TSC_DEADLINE (1u << 24)
+#define EDX_TSC (1u << 4)
+#define EDX_MSR (1u << 5)
+#define EDX_APIC (1u << 9)
+
+/* The guest's CPUID has leaf 1 with these words, and nothing else. */
+static int set_leaf_1(struct guest *g, uint32_t ecx, uint32_t edx)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[1];
+	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = ecx, .edx = edx}}};
+
+	return kioctl(g->vcpu, KVM_SET_CPUID2, &c);
 }
 
 /* At 0x1000: both i8259 set up with vectors from 0x20, all lines open; sti; port 0x10; hlt; jmp back to the hlt. The
@@ -128,17 +136,35 @@ TEST(signal_ends_hlt)
 	guest_close(&g);
 }
 
-/* Counter 0 of the i8254 in mode 2, 1 ms: its interrupts come at line 0. */
+/* At 0x800, before guest_code(): counter 0 of the i8254 in mode 2 from `count`, whose interrupts come at line 0. */
+static void pit_code(struct guest *g, uint16_t count)
+{
+	/* mov al, 0x34; out 0x43, al; mov al, LOW; out 0x40, al; mov al, HIGH; out 0x40, al; jmp 0x1000 */
+	const uint8_t code[] = {0xb0, 0x34, 0xe6, 0x43, 0xb0, (uint8_t)count, 0xe6, 0x40, 0xb0, (uint8_t)(count >> 8),
+	                        0xe6, 0x40, 0xe9, 0xf1, 0x07};
+
+	memcpy(g->ram + 0x800, code, sizeof(code));
+}
+
+static double ms_since(const struct timespec *a)
+{
+	struct timespec b;
+
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	return (double)(b.tv_sec - a->tv_sec) * 1e3 + (double)(b.tv_nsec - a->tv_nsec) / 1e6;
+}
+
+#define PIT_1_MS 1193
+#define PIT_10_MS 11932
+
 TEST(pit_ticks)
 {
 	struct guest g;
-	struct timespec a, b;
-	double ms;
+	struct timespec a;
 
 	CHECK_EQ(chips_open(&g), 0);
 	guest_code(&g);
-	/* before all: mov al, 0x34; out 0x43, al; mov al, 0xa9; out 0x40, al; mov al, 4; out 0x40, al; jmp 0x1000 */
-	CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+	pit_code(&g, PIT_1_MS);
 	CHECK_EQ(guest_start16(&g, 0x800), 0);
 	clock_gettime(CLOCK_MONOTONIC, &a);
 	CHECK_EQ(guest_run(&g), 0);
@@ -147,9 +173,7 @@ TEST(pit_ticks)
 		CHECK_EQ(guest_run(&g), 0);
 		CHECK_EQ(g.run->io.port, 0x80);
 	}
-	clock_gettime(CLOCK_MONOTONIC, &b);
-	ms = (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
-	CHECK(ms > 49);
+	CHECK(ms_since(&a) > 49);
 	guest_close(&g);
 }
 
@@ -170,7 +194,7 @@ TEST(short_halts_are_looked_for)
 		if (longer)
 			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), 0);
 		guest_code(&g);
-		CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xa9, 0xe6, 0x40, 0xb0, 4, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+		pit_code(&g, PIT_1_MS);
 		CHECK_EQ(guest_start16(&g, 0x800), 0);
 		CHECK_EQ(guest_run(&g), 0);
 		for (unsigned n = 0; n < 100; n++) {
@@ -191,13 +215,13 @@ TEST(short_halts_are_looked_for)
 static double forty_ticks(bool reinject)
 {
 	struct kvm_reinject_control r = {.pit_reinject = reinject};
-	struct timespec a, b;
+	struct timespec a;
 	struct guest g;
+	double ms;
 
 	CHECK_EQ(chips_open(&g), 0);
 	guest_code(&g);
-	/* As above, 11932. */
-	CODE(&g, 0x800, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x9c, 0xe6, 0x40, 0xb0, 0x2e, 0xe6, 0x40, 0xe9, 0xf1, 0x07);
+	pit_code(&g, PIT_10_MS);
 	CHECK_EQ(guest_start16(&g, 0x800), 0);
 	CHECK_EQ(kioctl(g.vm, KVM_REINJECT_CONTROL, &r), 0);
 	clock_gettime(CLOCK_MONOTONIC, &a);
@@ -208,9 +232,9 @@ static double forty_ticks(bool reinject)
 		CHECK_EQ(guest_run(&g), 0);
 		CHECK_EQ(g.run->io.port, 0x80);
 	}
-	clock_gettime(CLOCK_MONOTONIC, &b);
+	ms = ms_since(&a);
 	guest_close(&g);
-	return (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6;
+	return ms;
 }
 
 /* Ticks that the guest could not take are made up for, unless the client says otherwise. A slow machine gets several
@@ -476,15 +500,11 @@ TEST(nmis_for_a_task)
 /* A deadline that has passed when it is set interrupts the instruction after the next. */
 TEST(deadline_that_has_passed)
 {
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 e[1];
-	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 24, .edx = 1u << 9 | 1u << 5 | 1u << 4}}};
 	struct kvm_lapic_state l;
 	struct guest g;
 
 	CHECK_EQ(chips_open(&g), 0);
-	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(set_leaf_1(&g, ECX_TSC_DEADLINE, EDX_APIC | EDX_MSR | EDX_TSC), 0);
 	/* sti; l: mov ecx, 0x6e0; rdtsc; wrmsr; nop; out 0x10, al; jmp l */
 	CODE(&g, 0x1000, 0xfb, 0x66, 0xb9, 0xe0, 6, 0, 0, 0x0f, 0x31, 0x0f, 0x30, 0x90, 0xe6, 0x10, 0xeb, 0xf1);
 	/* eoi by WRMSR needs x2APIC: the client ends the interrupt instead. out 0x78, al; iret */
@@ -523,18 +543,13 @@ static long message(struct guest *g, uint32_t data)
 TEST(fresh_code_for_a_second_start)
 {
 	struct timespec moment = {.tv_nsec = 20000000};
-	struct guest g = {.size = 0x10000};
+	struct guest g;
 	pthread_t t;
 	void *rc;
 
-	g.kvm = kopen();
-	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(guest_vm(&g, kopen(), 0x10000), 0);
 	CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
-	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
-	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 1L);
-	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	CHECK_EQ(guest_vcpu(&g, 1), 0);
 	/* xor ax, ax; mov ds, ax; mov byte [0x500], 1; cli; hlt */
 	CODE(&g, 0x2000, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0x05, 0x01, 0xfa, 0xf4, 0xe6, 0x10);
 	CHECK_EQ(pthread_create(&t, NULL, run_until_exit, &g), 0);
@@ -561,24 +576,10 @@ TEST(fresh_code_for_a_second_start)
 	guest_close(&g);
 }
 
-static long set_msr(struct guest *g, uint32_t msr, uint64_t val)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = val}};
-
-	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
-}
-
 /* What CPUID says of x2APIC decides whether it can be switched on; and with an IOAPIC of the client's, whether the
  * local APIC can keep an EOI to itself. */
 TEST(x2apic_as_cpuid_says)
 {
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 e[1];
-	} c = {.head.nent = 1, .e = {{.function = 1, .edx = 1u << 9 | 1u << 5 | 1u << 4}}};
 	struct kvm_enable_cap cap = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
 	const uint64_t x2 = 0xfee00d00;
 	struct kvm_lapic_state l;
@@ -587,21 +588,15 @@ TEST(x2apic_as_cpuid_says)
 
 	for (unsigned k = 0; k < 4; k++) {
 		const bool split = k & 1, has = k & 2;
-		struct guest g = {.size = 0x10000};
+		struct guest g;
 
-		g.kvm = kopen();
-		g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+		CHECK_EQ(guest_vm(&g, kopen(), 0x10000), 0);
 		if (split)
 			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
 		else
 			CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
-		g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
-		g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
-		g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-		g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
-		c.e[0].ecx = has ? 1u << 21 : 0;
-		CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+		CHECK_EQ(guest_vcpu(&g, 0), 0);
+		CHECK_EQ(set_leaf_1(&g, has ? ECX_X2APIC : 0, EDX_APIC | EDX_MSR | EDX_TSC), 0);
 		/* mov dword [0xfee000f0], 0x11ff; out 0x10, al */
 		CODE(&g, 0x1000, 0xc7, 0x05, 0xf0, 0, 0xe0, 0xfe, 0xff, 0x11, 0, 0, 0xe6, 0x10);
 		CHECK_EQ(guest_start32(&g, 0x1000), 0);
@@ -631,23 +626,15 @@ static long apic_base(struct guest *g, uint64_t val)
 TEST(x2apic_registers)
 {
 	static const uint32_t there[8] = {0xffffa50c, 0x43fd01ff};
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 e[1];
-	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 21, .edx = 1u << 9}}};
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1};
 	struct guest g;
+	uint64_t val;
 
 	CHECK_EQ(chips_open(&g), 0);
-	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(set_leaf_1(&g, ECX_X2APIC, EDX_APIC), 0);
 	CHECK_EQ(apic_base(&g, 0xfee00d00), 1);
 	for (unsigned n = 0; n < 256; n++) {
-		m.e.index = 0x800 + n;
-		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != (int)(there[n / 32] >> n % 32 & 1))
-			CHECK_EQ(m.e.index, 0); /* names it */
+		if (get_msr(&g, 0x800 + n, &val) != (int)(there[n / 32] >> n % 32 & 1))
+			CHECK_EQ(0x800 + n, 0); /* names it */
 	}
 	CHECK_EQ(set_msr(&g, 0x82f, 0), 0);
 	CHECK_EQ(set_msr(&g, 0x837, 0x10000), 1);
@@ -723,14 +710,10 @@ TEST(hyperv_routes)
 TEST(client_sets_any_apic_mode)
 {
 	static const uint64_t modes[] = {0xfee00d00, 0xfee00900, 0xfee00100, 0xfee00d00, 0xfee00100, 0xfee00900};
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 e[1];
-	} c = {.head.nent = 1, .e = {{.function = 1, .ecx = 1u << 21, .edx = 1u << 9}}};
 	struct guest g;
 
 	CHECK_EQ(chips_open(&g), 0);
-	CHECK_EQ(kioctl(g.vcpu, KVM_SET_CPUID2, &c), 0);
+	CHECK_EQ(set_leaf_1(&g, ECX_X2APIC, EDX_APIC), 0);
 	for (unsigned n = 0; n < sizeof(modes) / sizeof(modes[0]); n++) {
 		struct kvm_sregs s;
 
@@ -789,18 +772,11 @@ TEST(quirks)
 		                           .args = {KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |
 		                                    KVM_X86_QUIRK_OUT_7E_INC_RIP}};
 
-		memset(&g, 0, sizeof(g));
-		g.size = 0x10000;
-		g.kvm = kopen();
-		g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+		CHECK_EQ(guest_vm(&g, kopen(), 0x10000), 0);
 		if (off)
 			CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &c), 0);
 		CHECK_EQ(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), 0);
-		g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
-		g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
-		g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-		g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+		CHECK_EQ(guest_vcpu(&g, 0), 0);
 		CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
 		CHECK_EQ((uint8_t)l.regs[0x351], off ? 0 : 7);
 		CHECK_EQ((uint8_t)l.regs[0x352], off ? 1 : 0);

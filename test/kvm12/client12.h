@@ -49,7 +49,8 @@ static inline int region(int vm, unsigned slot, unsigned flags, uint64_t gpa, ui
 	return kioctl(vm, KVM_SET_USER_MEMORY_REGION, &r);
 }
 
-static inline int guest_open_on(struct guest *g, int kvm, size_t size)
+/* The VM and its memory alone: what must be there before the first vCPU comes between this and guest_vcpu(). */
+static inline int guest_vm(struct guest *g, int kvm, size_t size)
 {
 	memset(g, 0, sizeof(*g));
 	g->size = size;
@@ -58,17 +59,33 @@ static inline int guest_open_on(struct guest *g, int kvm, size_t size)
 		return -1;
 	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
 	g->ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (g->vm < 0 || g->ram == MAP_FAILED || region(g->vm, 0, 0, 0, size, g->ram) < 0)
-		return -1;
-	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
+	return g->vm < 0 || g->ram == MAP_FAILED ? -1 : region(g->vm, 0, 0, 0, size, g->ram);
+}
+
+static inline int guest_vcpu(struct guest *g, long id)
+{
+	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, id);
 	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
 	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
 	return g->vcpu < 0 || g->run == MAP_FAILED ? -1 : 0;
 }
 
+static inline int guest_open_on(struct guest *g, int kvm, size_t size)
+{
+	return guest_vm(g, kvm, size) < 0 ? -1 : guest_vcpu(g, 0);
+}
+
 static inline int guest_open(struct guest *g, size_t size)
 {
 	return guest_open_on(g, kopen(), size);
+}
+
+/* With the interrupt chips of KVM_CREATE_IRQCHIP. */
+static inline int guest_open_chips(struct guest *g, size_t size)
+{
+	if (guest_vm(g, kopen(), size) < 0 || kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L) < 0)
+		return -1;
+	return guest_vcpu(g, 0);
 }
 
 static inline void guest_close(struct guest *g)
@@ -137,6 +154,29 @@ static inline int guest_run(struct guest *g)
 static inline uint8_t *guest_io(struct guest *g)
 {
 	return (uint8_t *)g->run + g->run->io.data_offset;
+}
+
+/* KVM_SET_MSRS and KVM_GET_MSRS for one: 1, when the MSR takes the value or has one. */
+static inline int set_msr(struct guest *g, uint32_t msr, uint64_t val)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = val}};
+
+	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
+}
+
+static inline int get_msr(struct guest *g, uint32_t msr, uint64_t *val)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = msr, .data = 0x5a5a5a5a5a5a5a5a}}; /* is to be overwritten */
+	int rc = kioctl(g->vcpu, KVM_GET_MSRS, &m);
+
+	*val = m.e.data;
+	return rc;
 }
 
 /* A counter of the vCPU by its name; -1: there is none. */

@@ -387,13 +387,10 @@ TEST(xcr0_of_the_host_written_by_the_guest)
 /* Firecracker forces TSC-deadline mode into CPUID, so the local APIC must have it. */
 TEST(tsc_deadline_forced)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e[1];
-	} m = {.head.nmsrs = 1, .e = {{.index = 0x6e0}}};
 	struct kvm_lapic_state l;
 	struct kvm_cpuid2 *c;
 	struct guest g;
+	uint64_t deadline;
 
 	bring_up(&vmms[0], &g);
 	c = supported(g.kvm, 100);
@@ -407,7 +404,7 @@ TEST(tsc_deadline_forced)
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_LAPIC, &l), 0);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
 	CHECK_EQ(l.regs[0x322] & 6, 4);
-	CHECK_EQ(kioctl(g.vcpu, KVM_GET_MSRS, &m), 1);
+	CHECK_EQ(get_msr(&g, 0x6e0, &deadline), 1);
 	guest_close(&g);
 }
 
@@ -750,19 +747,15 @@ TEST(every_msr_of_the_list_goes_back)
 		struct kvm_msr_list head;
 		uint32_t index[1000];
 	} list = {.head.nmsrs = 1000};
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e[1];
-	} m = {.head.nmsrs = 1};
 	struct guest g;
+	uint64_t val;
 
 	CHECK_EQ(guest_open(&g, 0x10000), 0);
 	CHECK_EQ(kioctl(g.kvm, KVM_GET_MSR_INDEX_LIST, &list), 0);
 	for (unsigned n = 0; n < list.head.nmsrs; n++) {
-		m.e[0].index = list.index[n];
-		if (m.e[0].index == 0x4b564d06)
+		if (list.index[n] == 0x4b564d06)
 			continue; /* MSR_KVM_ASYNC_PF_INT: Linux wants a local APIC for it */
-		if (kioctl(g.vcpu, KVM_GET_MSRS, &m) != 1 || kioctl(g.vcpu, KVM_SET_MSRS, &m) != 1)
+		if (get_msr(&g, list.index[n], &val) != 1 || set_msr(&g, list.index[n], val) != 1)
 			CHECK_EQ(list.index[n], 0);
 	}
 	guest_close(&g);
@@ -771,19 +764,14 @@ TEST(every_msr_of_the_list_goes_back)
 /* What the client says of the processor's weaknesses is what is read; a processor model of old says nothing. */
 TEST(arch_capabilities_are_the_clients)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e[1];
-	} m = {.head.nmsrs = 1, .e[0].index = 0x10a};
 	struct guest g;
+	uint64_t val;
 
 	CHECK_EQ(guest_open(&g, 0x10000), 0);
 	for (uint64_t n = 0; n < 2; n++) {
-		m.e[0].data = n;
-		CHECK_EQ(kioctl(g.vcpu, KVM_SET_MSRS, &m), 1);
-		m.e[0].data = 0x55;
-		CHECK_EQ(kioctl(g.vcpu, KVM_GET_MSRS, &m), 1);
-		CHECK_EQ(m.e[0].data, n);
+		CHECK_EQ(set_msr(&g, 0x10a, n), 1);
+		CHECK_EQ(get_msr(&g, 0x10a, &val), 1);
+		CHECK_EQ(val, n);
 	}
 	/* The guest may not write it. mov ecx, 0x10a; wrmsr: #GP, and there is no IDT in its memory. */
 	CODE(&g, 0x1000, 0x66, 0xb9, 0x0a, 0x01, 0x00, 0x00, 0x0f, 0x30, 0xe6, 0x10);

@@ -265,18 +265,11 @@ TEST(split_chips_tell_eois)
 	struct guest g;
 	uint32_t *idt;
 
-	memset(&g, 0, sizeof(g));
-	g.size = 0x10000;
-	g.kvm = kopen();
-	g.vm = kioctl(g.kvm, KVM_CREATE_VM, 0L);
+	CHECK_EQ(guest_vm(&g, kopen(), 0x10000), 0);
 	CHECK_EQ(kioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
 	CHECK_ERR(kioctl(g.vm, KVM_ENABLE_CAP, &cap), EEXIST);
 	CHECK_ERR(kioctl(g.vm, KVM_CREATE_IRQCHIP, 0L), EEXIST);
-	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK_EQ(region(g.vm, 0, 0, 0, g.size, g.ram), 0);
-	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
-	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	CHECK_EQ(guest_vcpu(&g, 0), 0);
 	/* Level-triggered, vector 0x41. */
 	routes.e[0] = (struct kvm_irq_routing_entry){.gsi = 5, .type = KVM_IRQ_ROUTING_MSI};
 	routes.e[0].u.msi.address_lo = 0xfee00000;
@@ -373,9 +366,7 @@ TEST(dirty_ring)
 	CHECK_ERR(kioctl(g.vm, KVM_ENABLE_CAP, &c), EINVAL);
 	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK_EQ(region(g.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, g.size, g.ram), 0);
-	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
-	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	CHECK_EQ(guest_vcpu(&g, 0), 0);
 	ring = kmmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
 	CHECK(ring != MAP_FAILED);
 	CHECK_ERR(kioctl(g.vm, KVM_GET_DIRTY_LOG, &log), ENXIO);
@@ -503,9 +494,7 @@ static void one_vm(int kvm)
 	CHECK_EQ(kioctl(g.vm, KVM_IRQFD, &f), 0);
 	g.ram = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK_EQ(region(g.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, g.size, g.ram), 0);
-	g.vcpu = kioctl(g.vm, KVM_CREATE_VCPU, 0L);
-	g.run_size = (size_t)kioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g.run = kmmap(NULL, g.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g.vcpu, 0);
+	CHECK_EQ(guest_vcpu(&g, 0), 0);
 	CODE(&g, 0x1000, 0xe6, 0x10, 0xf4);
 	CHECK_EQ(guest_start16(&g, 0x1000), 0);
 	CHECK_EQ(guest_run(&g), 0);

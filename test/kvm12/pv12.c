@@ -1,8 +1,8 @@
 /*
  * pv12.c: what guests and clients may tell a local APIC besides its registers: the end of an interrupt in memory
  * (MSR_KVM_PV_EOI_EN), interprocessor interrupts by hypercall, the page of KVM_SET_VAPIC_ADDR, and the exits that
- * KVM_TPR_ACCESS_REPORTING asks for. The same program runs on Linux' KVM, and
- * passes there but for one MSR that 6.1 refuses.
+ * KVM_TPR_ACCESS_REPORTING asks for. The same program runs on Linux' KVM, and passes there but for one MSR that 6.1
+ * refuses.
  */
 #include <linux/kvm_para.h>
 #include <signal.h>
@@ -14,19 +14,10 @@
 #define VAPIC 0x5000u
 #define EOI_WORD 0x6000u
 
-/* As guest_open(), with chips; interrupts of vectors 0x41 and 0x51 come to 0x2000 and 0x3000. */
+/* A guest with chips, at 32-bit code; interrupts of vectors 0x41 and 0x51 come to 0x2000 and 0x3000. */
 static void open32(struct guest *g)
 {
-	memset(g, 0, sizeof(*g));
-	g->size = 0x10000;
-	g->kvm = kopen();
-	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
-	CHECK_EQ(kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L), 0);
-	g->ram = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK_EQ(region(g->vm, 0, 0, 0, g->size, g->ram), 0);
-	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
-	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
+	CHECK_EQ(guest_open_chips(g, 0x10000), 0);
 	CHECK_EQ(guest_start32(g, CODE_AT), 0);
 	guest_gate32(g, 0x41, 0x2000);
 	guest_gate32(g, 0x51, 0x3000);
@@ -78,25 +69,12 @@ static bool in_service(struct guest *g, unsigned vector)
 	return l.regs[0x100 + vector / 32 * 16 + vector % 32 / 8] >> (vector % 8) & 1;
 }
 
-static int set_msr(struct guest *g, uint32_t msr, uint64_t val)
+static uint64_t msr_of(struct guest *g, uint32_t msr)
 {
-	struct {
-		struct kvm_msrs m;
-		struct kvm_msr_entry e;
-	} m = {.m.nmsrs = 1, .e = {.index = msr, .data = val}};
+	uint64_t val;
 
-	return kioctl(g->vcpu, KVM_SET_MSRS, &m);
-}
-
-static uint64_t get_msr(struct guest *g, uint32_t msr)
-{
-	struct {
-		struct kvm_msrs m;
-		struct kvm_msr_entry e;
-	} m = {.m.nmsrs = 1, .e.index = msr};
-
-	CHECK_EQ(kioctl(g->vcpu, KVM_GET_MSRS, &m), 1);
-	return m.e.data;
+	CHECK_EQ(get_msr(g, msr, &val), 1);
+	return val;
 }
 
 /* ---- the task priority ------------------------------------------------------------------------------------------- */
@@ -227,7 +205,7 @@ TEST(priority_behind_a_switch)
 	     0x05, 0x00, 0x50, 0x00, 0x00, 0x50, 0xe6, 0x10);
 	CHECK_EQ(kioctl(g.vcpu, KVM_SET_VAPIC_ADDR, &at), 0);
 	CHECK_EQ(port(&g, &al), 0x10);
-	CHECK_EQ(get_msr(&g, MSR_KVM_PV_EOI_EN), 0x6001);
+	CHECK_EQ(msr_of(&g, MSR_KVM_PV_EOI_EN), 0x6001);
 	CHECK_EQ(kioctl(g.vcpu, KVM_GET_LAPIC, &l), 0);
 	CHECK_EQ(l.regs[0x80], 0x50);
 	guest_close(&g);
@@ -259,7 +237,7 @@ TEST(end_of_interrupt_in_memory)
 	handler(&g, 0x3000, 0x98);
 	CHECK_EQ(set_msr(&g, MSR_KVM_PV_EOI_EN, EOI_WORD | 3), 0); /* not aligned */
 	CHECK_EQ(set_msr(&g, MSR_KVM_PV_EOI_EN, EOI_WORD | 1), 1);
-	CHECK_EQ(get_msr(&g, MSR_KVM_PV_EOI_EN), EOI_WORD | 1);
+	CHECK_EQ(msr_of(&g, MSR_KVM_PV_EOI_EN), EOI_WORD | 1);
 	CHECK_EQ(port(&g, &al), 0x10);
 	/* Linux takes the offer back when the vCPU leaves the guest, as on a host that has other things to do. */
 	for (int n = 0; n < 8; n++) {
@@ -353,8 +331,8 @@ TEST(all_pages_are_there)
 	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x141), 0);
 	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_INT, 0x41), 1);
 	CHECK_EQ(set_msr(&g, MSR_KVM_ASYNC_PF_EN, VAPIC | KVM_ASYNC_PF_ENABLED | KVM_ASYNC_PF_DELIVERY_AS_INT), 1);
-	CHECK_EQ(get_msr(&g, MSR_KVM_ASYNC_PF_EN), VAPIC | 9);
-	CHECK_EQ(get_msr(&g, MSR_KVM_ASYNC_PF_INT), 0x41);
+	CHECK_EQ(msr_of(&g, MSR_KVM_ASYNC_PF_EN), VAPIC | 9);
+	CHECK_EQ(msr_of(&g, MSR_KVM_ASYNC_PF_INT), 0x41);
 	CHECK_EQ(port(&g, &al), 0x94);
 	CHECK_EQ(port(&g, &al), 0x90);
 	memcpy(&token, g.ram + VAPIC + 4, 4);

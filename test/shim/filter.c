@@ -39,6 +39,19 @@ static int filter_install(const int *more, unsigned n_more)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog, 0, 0);
 }
 
+/* For a thread of vCPUs. */
+static int filter_vcpu(void)
+{
+#ifdef STATIC
+	return filter_install(NULL, 0);
+#else
+	/* The C library's malloc() is the engine's too. */
+	static const int more[] = {SYS_mprotect};
+
+	return filter_install(more, 1);
+#endif
+}
+
 static volatile int trapped, trapped_nr;
 static void *volatile trapped_at;
 static volatile long trapped_rax;
@@ -75,14 +88,7 @@ static void *filtered_vcpu(void *arg)
 	sigemptyset(&alarm);
 	sigaddset(&alarm, SIGALRM);
 	pthread_sigmask(SIG_UNBLOCK, &alarm, NULL);
-#ifdef STATIC
-	if (filter_install(NULL, 0) < 0) {
-#else
-	/* The C library's malloc() is the engine's too. */
-	static const int more[] = {SYS_mprotect};
-
-	if (filter_install(more, 1) < 0) {
-#endif
+	if (filter_vcpu() < 0) {
 		j->bad = 1000;
 		return NULL;
 	}
@@ -159,13 +165,7 @@ static void *filtered_sleeper(void *arg)
 {
 	struct job *j = arg;
 
-#ifdef STATIC
-	if (filter_install(NULL, 0) < 0) {
-#else
-	static const int more[] = {SYS_mprotect};
-
-	if (filter_install(more, 1) < 0) {
-#endif
+	if (filter_vcpu() < 0) {
 		j->bad = 1000;
 		return NULL;
 	}
@@ -186,15 +186,7 @@ TEST(a_vcpu_that_halts_under_a_filter)
 	struct kvm_msi nmi = {.address_lo = 0xfee00000, .data = 0x400};
 	pthread_t t;
 
-	g->kvm = kopen();
-	g->vm = kioctl(g->kvm, KVM_CREATE_VM, 0L);
-	g->size = 0x10000;
-	CHECK_EQ(kioctl(g->vm, KVM_CREATE_IRQCHIP, 0L), 0);
-	g->ram = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK_EQ(region(g->vm, 0, 0, 0, g->size, g->ram), 0);
-	g->vcpu = kioctl(g->vm, KVM_CREATE_VCPU, 0L);
-	g->run_size = (size_t)kioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0L);
-	g->run = kmmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
+	CHECK_EQ(guest_open_chips(g, 0x10000), 0);
 	CHECK_EQ(guest_start16(g, 0x1000), 0);
 	CODE(g, 0x1000, 0xf4, 0xb9, 0x00, 0x02, 0xf3, 0x90, 0xe2, 0xfc, /* hlt; mov cx, 0x200; pause; loop */
 	     0xe6, 0x10, 0xeb, 0xf4);                                   /* out 0x10, al; jmp 0x1000 */
