@@ -10,12 +10,12 @@ $(BUILD)/bench/work-pie: bench/work.c | $(BUILD)/.deps
 	@echo "  LINK $@"
 	$(Q)$(CC) -O2 -static-pie -fPIE -pthread -Wall -Wextra -o $@ $< -lz -lm
 
-$(BUILD)/bench/exits: bench/exits.c $(BUILD)/libdevkvm.a
+$(BUILD)/bench/exits: bench/exits.c bench/bench.h $(BUILD)/libdevkvm.a
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
-	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Iinclude/2006 -o $@ $^ $(ENGINE_LIBS)
+	$(Q)$(CC) $(BASE_CFLAGS) $(CFLAGS) -Iinclude -Iinclude/2006 -o $@ $(filter-out %.h,$^) $(ENGINE_LIBS)
 
-$(BUILD)/bench/exits12: bench/exits12.c | $(BUILD)/.deps
+$(BUILD)/bench/exits12: bench/exits12.c bench/bench.h | $(BUILD)/.deps
 	@mkdir -p $(@D)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(filter-out -fsanitize% -fno-sanitize%,$(BASE_CFLAGS)) $(CFLAGS) -o $@ $<

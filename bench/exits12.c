@@ -7,30 +7,13 @@
 #include <linux/kvm.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 
-#define ROUNDS 31
-#define EXITS 20000
+#include "bench.h"
+
 #define RAM 0x10000
-
-static double now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec * 1e9 + (double)ts.tv_nsec;
-}
-
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
 
 static const struct {
 	const char *name;
@@ -55,7 +38,7 @@ int main(void)
 	struct kvm_sregs sregs;
 	struct kvm_run *run;
 	uint8_t *ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	double took[ROUNDS];
+	double took[ROUNDS], typical;
 
 	if (kvm < 0)
 		fail("exits12: /dev/kvm");
@@ -83,8 +66,8 @@ int main(void)
 					fail("exits12: an exit that was not expected");
 			took[r] = (now() - t) / EXITS;
 		}
-		qsort(took, ROUNDS, sizeof(*took), compare);
-		printf("%s: %.0f ns (least %.0f)\n", loops[n].name, took[ROUNDS / 2], took[0]);
+		typical = median(took);
+		printf("%s: %.0f ns (least %.0f)\n", loops[n].name, typical, took[0]);
 	}
 	return 0;
 }
