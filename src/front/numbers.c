@@ -21,9 +21,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* The C library's own, cancellation points as close() is. */
+/* The C library's own, a cancellation point as close() is. */
 extern int __close(int fd);
-extern int __dup2(int old, int new);
 
 EXPORT int close(int fd)
 {
@@ -35,35 +34,32 @@ EXPORT int close(int fd)
 /* The same function by a name that nobody else can take. */
 extern __typeof(close) close_ours __attribute__((alias("close"), visibility("hidden")));
 
-EXPORT int dup2(int old, int new)
+/* SYS_dup2 or SYS_dup3, whose flags it alone looks at. */
+static int replace(long call, int old, int new, int flags)
 {
-	bool ours = old != new &&front_is_ours(new);
+	bool ours;
 	int rc;
 
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
-	rc = __dup2(old, new);
+	if (old == new)
+		return (int)syscall(call, old, new, flags);
+	ours = front_is_ours(new);
+	front_forget((unsigned)new, (unsigned)new);
+	rc = (int)syscall(call, old, new, flags);
 	/* A call on the dying number, beside this one, may have noted it again. */
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
+	front_forget((unsigned)new, (unsigned)new);
 	if (ours && rc >= 0)
 		front_reap();
 	return rc;
 }
 
+EXPORT int dup2(int old, int new)
+{
+	return replace(SYS_dup2, old, new, 0);
+}
+
 EXPORT int dup3(int old, int new, int flags)
 {
-	bool ours = old != new &&front_is_ours(new);
-	int rc;
-
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
-	rc = (int)syscall(SYS_dup3, old, new, flags);
-	if (old != new)
-		front_forget((unsigned)new, (unsigned)new);
-	if (ours && rc >= 0)
-		front_reap();
-	return rc;
+	return replace(SYS_dup3, old, new, flags);
 }
 
 EXPORT int close_range(unsigned first, unsigned last, int flags)
