@@ -397,7 +397,7 @@ static bool implicit_xmm0(const struct enc *e)
 }
 
 /* SHA memory operands are the exception to the rule on AMD (seen on family 19h): classify(). */
-static bool needs_alignment(const struct insn *i, unsigned size)
+unsigned simd_alignment(const struct insn *i, unsigned size)
 {
 	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_MOVUPS:
@@ -408,7 +408,7 @@ static bool needs_alignment(const struct insn *i, unsigned size)
 	case ZYDIS_MNEMONIC_PCMPESTRM:
 	case ZYDIS_MNEMONIC_PCMPISTRI:
 	case ZYDIS_MNEMONIC_PCMPISTRM:
-		return false;
+		return 1;
 	case ZYDIS_MNEMONIC_VMOVAPS:
 	case ZYDIS_MNEMONIC_VMOVAPD:
 	case ZYDIS_MNEMONIC_VMOVDQA:
@@ -416,9 +416,9 @@ static bool needs_alignment(const struct insn *i, unsigned size)
 	case ZYDIS_MNEMONIC_VMOVNTPD:
 	case ZYDIS_MNEMONIC_VMOVNTDQ:
 	case ZYDIS_MNEMONIC_VMOVNTDQA:
-		return true;
+		return size;
 	}
-	return !(i->flags & INSN_VEX) && size == 16;
+	return !(i->flags & INSN_VEX) && size == 16 ? 16 : 1;
 }
 
 /* Assigns the explicit operands to encoding slots. False for a shape we do not know. */
@@ -630,7 +630,7 @@ static bool classify(const struct insn *i, const struct enc *e, struct thunk *t)
 		t->msize = rm->size;
 		if (!t->msize || t->msize > 32)
 			return false;
-		if (needs_alignment(i, t->msize) && !(i->isa == ZYDIS_ISA_SET_SHA && cpuid_is_amd()))
+		if (simd_alignment(i, t->msize) > 1 && !(i->isa == ZYDIS_ISA_SET_SHA && cpuid_is_amd()))
 			t->props |= THUNK_ALIGN;
 	}
 	if (reg->kind == OPK_MMX)

@@ -11,6 +11,8 @@ int simd_sse_refused(struct vcpu *v);
 int simd_avx_refused(struct vcpu *v);
 /* MMX: #UD, #NM, then a pending x87 exception. STEP_OK when the instruction may go on. */
 int simd_mmx_gate(struct vcpu *v);
+/* What the `size` bytes of an SSE or AVX memory operand must be aligned to, by the instruction; 1: nothing. */
+unsigned simd_alignment(const struct insn *i, unsigned size);
 /* A pending unmasked x87 exception meets a waiting instruction: #MF. */
 int x87_pending_fault(struct vcpu *v);
 

@@ -132,6 +132,35 @@ static void to_handler(struct trans *c, unsigned k)
 	c->nat[k].ends = interp_ends_block(&c->insn[k]);
 }
 
+/* Who does instruction k, which is decoded: translated code, or its handler. */
+static void settle(struct trans *c, unsigned k, u64 rip)
+{
+	const struct insn *i = &c->insn[k];
+	struct nat *n = &c->nat[k];
+
+	c->rip[k] = rip;
+	if (interp_knows(i)) {
+		classify_any(c, i, n);
+		if (goes_astray(c, i, n, wrap(c, rip + i->len)) || (n->high && !c->j->bmi2))
+			to_handler(c, k);
+	} else {
+		to_handler(c, k);
+		n->ends = true;
+	}
+	c->sys[k] = may_change_key(i, n);
+}
+
+/* STI needs a successor in its block: the last one goes to its handler. */
+static void settle_last(struct trans *c)
+{
+	unsigned k = c->n - 1;
+
+	if (c->nat[k].cls == K_STI) {
+		to_handler(c, k);
+		c->sys[k] = true;
+	}
+}
+
 /* The instruction at the block's start goes on in the next page: it runs after a look at that page. */
 static void decode_border(struct trans *c)
 {
@@ -153,14 +182,10 @@ static void decode_border(struct trans *c)
 	if (interp_decode(v, key_decode(c->key), c->bytes, 15, i) < 0 || i->len <= first ||
 	    i->len > limit_left(c, rip) || !interp_knows(i))
 		return;
-	classify_any(c, i, &c->nat[0]);
-	if (c->nat[0].cls == K_STI || goes_astray(c, i, &c->nat[0], wrap(c, rip + i->len)) ||
-	    (c->nat[0].high && !c->j->bmi2))
-		to_handler(c, 0);
-	c->sys[0] = may_change_key(i, &c->nat[0]);
-	c->tb->beyond = (u8)(i->len - first);
-	c->rip[0] = rip;
+	settle(c, 0, rip);
 	c->n = 1;
+	settle_last(c);
+	c->tb->beyond = (u8)(i->len - first);
 	c->end_rip = wrap(c, rip + i->len);
 	c->range[0] = (struct range){(u16)off, (u16)first};
 	c->n_range = 1;
@@ -183,23 +208,13 @@ void decode_block(struct trans *c)
 		memcpy(c->bytes + (off - start), c->hva_page + off, room < 15 ? room : 15);
 		if (interp_decode(c->j->v, key_decode(c->key), c->bytes + (off - start), room < 15 ? room : 15, i) < 0)
 			break;
-		if (interp_knows(i)) {
-			classify_any(c, i, &c->nat[k]);
-		} else {
-			memset(&c->nat[k], 0, sizeof(c->nat[k]));
-			c->nat[k].fr = F_ALL;
-			c->nat[k].ends = true;
-		}
-		if (goes_astray(c, i, &c->nat[k], wrap(c, rip + i->len)) || (c->nat[k].high && !c->j->bmi2))
-			to_handler(c, k);
-		c->sys[k] = may_change_key(i, &c->nat[k]);
+		settle(c, k, rip);
 		if (unlikely(c->j->lockstep) && lockstep_alone(c->j, i, &c->nat[k])) {
 			if (k)
 				break;
 			c->tb->unchecked = true;
 			most = 1;
 		}
-		c->rip[k] = rip;
 		c->n++;
 		off += i->len;
 		rip = wrap(c, rip + i->len);
@@ -211,11 +226,7 @@ void decode_block(struct trans *c)
 			decode_border(c);
 		return;
 	}
-	/* STI needs a successor in its block. */
-	if (c->nat[c->n - 1].cls == K_STI) {
-		to_handler(c, c->n - 1);
-		c->sys[c->n - 1] = true;
-	}
+	settle_last(c);
 	c->end_rip = rip;
 	c->range[0] = (struct range){(u16)start, (u16)(off - start)};
 	c->n_range = 1;

@@ -9,6 +9,7 @@
  */
 #include <Zydis/MetaInfo.h>
 
+#include "../interp/simd.h"
 #include "trans.h"
 
 struct venc {
@@ -245,38 +246,6 @@ static unsigned mem_size(const struct insn *i)
 	return 0;
 }
 
-/* May a legacy 16-byte memory operand be misaligned? */
-static bool unaligned_ok(u16 mnemonic)
-{
-	switch (mnemonic) {
-	case ZYDIS_MNEMONIC_MOVUPS:
-	case ZYDIS_MNEMONIC_MOVUPD:
-	case ZYDIS_MNEMONIC_MOVDQU:
-	case ZYDIS_MNEMONIC_LDDQU:
-	case ZYDIS_MNEMONIC_PCMPESTRI:
-	case ZYDIS_MNEMONIC_PCMPESTRM:
-	case ZYDIS_MNEMONIC_PCMPISTRI:
-	case ZYDIS_MNEMONIC_PCMPISTRM:
-		return true;
-	}
-	return false;
-}
-
-static unsigned alignment(const struct insn *i, unsigned size)
-{
-	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_VMOVAPS:
-	case ZYDIS_MNEMONIC_VMOVAPD:
-	case ZYDIS_MNEMONIC_VMOVDQA:
-	case ZYDIS_MNEMONIC_VMOVNTPS:
-	case ZYDIS_MNEMONIC_VMOVNTPD:
-	case ZYDIS_MNEMONIC_VMOVNTDQ:
-	case ZYDIS_MNEMONIC_VMOVNTDQA:
-		return size;
-	}
-	return !(i->flags & INSN_VEX) && size == 16 && !unaligned_ok(i->mnemonic) ? 16 : 1;
-}
-
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n)
 {
 	bool vector = false;
@@ -330,7 +299,7 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, u8 *al
 	read_venc(c, i, &e);
 	*size = (u8)mem_size(i);
 	*write = form(i, &e) & V_STORE;
-	*align = (u8)alignment(i, *size);
+	*align = (u8)simd_alignment(i, *size);
 	if (*align == 1)
 		*align = 0;
 	return *align == 0 || *align >= 16;
@@ -396,7 +365,7 @@ void vec_emit(struct trans *c, unsigned k)
 		vec_check(c);
 	if (mem) {
 		size = mem_size(i);
-		rm = emit_operand(c, k, size, alignment(i, size), f & V_STORE ? TLB_WRITE : TLB_READ);
+		rm = emit_operand(c, k, size, simd_alignment(i, size), f & V_STORE ? TLB_WRITE : TLB_READ);
 	} else if (f & V_GRM) {
 		rm = rm_reg(reg_in(c, rmreg, H_R11, !(f & V_STORE)));
 	} else {
