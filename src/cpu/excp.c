@@ -175,19 +175,10 @@ int excp_redirect(struct vcpu *v, u8 vector, u64 next_rip)
 /* The code segment a gate names, common to all protected modes. *cpl: privilege of the handler. */
 static int handler_cs(struct vcpu *v, u16 sel, struct seg *cs, unsigned *cpl)
 {
-	u64 raw;
-	int rc;
+	int rc = seg_fetch_gate_cs(v, sel, cs);
 
-	if (sel_is_null(sel))
-		return excp_raise_err(v, EXC_GP, 0);
-	rc = desc_read(v, sel, EXC_GP, &raw);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, cs);
-	if (!seg_is_code(cs) || cs->dpl > v->cpl)
-		return gp_sel(v, sel);
-	if (cpu_lma(v) && (!cs->l || cs->db))
-		return gp_sel(v, sel);
 	if (!cs->present)
 		return excp_raise_err(v, EXC_NP, sel & 0xfffcu);
 	*cpl = cs->type & SEGT_C ? v->cpl : cs->dpl;

@@ -43,6 +43,22 @@ static void commit_real_cs(struct vcpu *v, const struct seg *cs, u64 rip)
 	v->r[R_RIP] = rip;
 }
 
+/* The last that can fail before `cs` is committed with this RIP. */
+static int check_entry(struct vcpu *v, struct seg *cs, u64 rip)
+{
+	int rc = seg_check_rip(v, cs, rip);
+
+	return rc == STEP_OK ? desc_mark_accessed(v, cs->sel, cs) : rc;
+}
+
+/* Reads two words that follow each other: a return address and its CS, an old stack pointer and its SS. */
+static int peek_pair(struct vcpu *v, const struct stack *st, unsigned off, unsigned size, u64 *first, u64 *second)
+{
+	int rc = st_peek(v, st, off, first, size);
+
+	return rc == STEP_OK ? st_peek(v, st, off + size, second, size) : rc;
+}
+
 /* Reads the descriptor that a far JMP or CALL names. */
 static int read_target(struct vcpu *v, u16 sel, u64 *raw, struct seg *s)
 {
@@ -87,7 +103,7 @@ struct gate {
 static int gate_open(struct vcpu *v, const struct seg *gs, u64 raw, struct gate *g)
 {
 	u16 sel = gs->sel;
-	u64 high = 0, code;
+	u64 high = 0;
 	int rc;
 
 	if (gs->dpl < v->cpl || (sel & 3) > gs->dpl)
@@ -112,17 +128,7 @@ static int gate_open(struct vcpu *v, const struct seg *gs, u64 raw, struct gate 
 		g->size = 8;
 		g->params = 0;
 	}
-	if (sel_is_null(g->sel))
-		return excp_raise_err(v, EXC_GP, 0);
-	rc = desc_read(v, g->sel, EXC_GP, &code);
-	if (rc != STEP_OK)
-		return rc;
-	desc_unpack(code, g->sel, &g->cs);
-	if (!seg_is_code(&g->cs) || g->cs.dpl > v->cpl)
-		return gp_sel(v, g->sel);
-	if (cpu_lma(v) && (!g->cs.l || g->cs.db))
-		return gp_sel(v, g->sel);
-	return STEP_OK;
+	return seg_fetch_gate_cs(v, g->sel, &g->cs);
 }
 
 static bool is_call_gate(const struct vcpu *v, const struct seg *s)
@@ -189,9 +195,7 @@ int far_jmp(struct vcpu *v, u16 sel, u64 off, unsigned osize, u64 next_rip)
 	}
 	if (rc != STEP_OK)
 		return rc;
-	rc = seg_check_rip(v, &s, off);
-	if (rc == STEP_OK)
-		rc = desc_mark_accessed(v, s.sel, &s);
+	rc = check_entry(v, &s, off);
 	if (rc != STEP_OK)
 		return rc;
 	seg_commit_cs(v, &s, v->cpl, off);
@@ -268,9 +272,7 @@ static int far_call_same(struct vcpu *v, struct seg *cs, u64 off, unsigned size,
 	/* A 64-bit gate entered from compatibility mode at the same ring pushes 8 bytes each on the old stack. */
 	rc = push_return(v, &st, size, next_rip);
 	if (rc == STEP_OK)
-		rc = seg_check_rip(v, cs, off);
-	if (rc == STEP_OK)
-		rc = desc_mark_accessed(v, cs->sel, cs);
+		rc = check_entry(v, cs, off);
 	if (rc != STEP_OK)
 		return rc;
 	st_commit_sp(v, &st);
@@ -322,15 +324,10 @@ int far_call(struct vcpu *v, u16 sel, u64 off, unsigned osize, u64 next_rip)
 static int return_cs(struct vcpu *v, u16 sel, struct seg *cs)
 {
 	unsigned rpl = sel & 3;
-	u64 raw;
-	int rc;
+	int rc = desc_fetch(v, sel, EXC_GP, cs);
 
-	if (sel_is_null(sel))
-		return excp_raise_err(v, EXC_GP, 0);
-	rc = desc_read(v, sel, EXC_GP, &raw);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, cs);
 	if (!seg_is_code(cs) || rpl < v->cpl)
 		return gp_sel(v, sel);
 	if (cs->type & SEGT_C ? cs->dpl > rpl : cs->dpl != rpl)
@@ -375,9 +372,7 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 	int rc;
 
 	stack_begin(v, &st);
-	rc = st_peek(v, &st, 0, &rip, osize);
-	if (rc == STEP_OK)
-		rc = st_peek(v, &st, osize, &sel, osize);
+	rc = peek_pair(v, &st, 0, osize, &rip, &sel);
 	if (rc != STEP_OK)
 		return rc;
 	if (is_realish(v)) {
@@ -393,9 +388,7 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 	if (rc != STEP_OK)
 		return rc;
 	if ((sel & 3) == v->cpl) {
-		rc = seg_check_rip(v, &cs, rip);
-		if (rc == STEP_OK)
-			rc = desc_mark_accessed(v, cs.sel, &cs);
+		rc = check_entry(v, &cs, rip);
 		if (rc != STEP_OK)
 			return rc;
 		st_drop(&st, 2 * osize + pop);
@@ -403,15 +396,11 @@ int far_ret(struct vcpu *v, unsigned osize, unsigned pop)
 		seg_commit_cs(v, &cs, v->cpl, rip);
 		return finish(v);
 	}
-	rc = st_peek(v, &st, 2 * osize + pop, &rsp, osize);
-	if (rc == STEP_OK)
-		rc = st_peek(v, &st, 3 * osize + pop, &ss_sel, osize);
+	rc = peek_pair(v, &st, 2 * osize + pop, osize, &rsp, &ss_sel);
 	if (rc == STEP_OK)
 		rc = return_ss(v, (u16)ss_sel, &cs, &ss);
 	if (rc == STEP_OK)
-		rc = seg_check_rip(v, &cs, rip);
-	if (rc == STEP_OK)
-		rc = desc_mark_accessed(v, cs.sel, &cs);
+		rc = check_entry(v, &cs, rip);
 	if (rc != STEP_OK)
 		return rc;
 	commit_return_stack(v, &cs, &ss, rsp);
@@ -452,9 +441,7 @@ static int iret_real(struct vcpu *v, unsigned osize)
 	if (vme && (!(v->cr4 & CR4_VME) || osize != 2))
 		return excp_raise_err(v, EXC_GP, 0);
 	stack_begin(v, &st);
-	rc = st_peek(v, &st, 0, &rip, osize);
-	if (rc == STEP_OK)
-		rc = st_peek(v, &st, osize, &sel, osize);
+	rc = peek_pair(v, &st, 0, osize, &rip, &sel);
 	if (rc == STEP_OK)
 		rc = st_peek(v, &st, 2 * osize, &flags, osize);
 	if (rc != STEP_OK)
@@ -529,9 +516,7 @@ int far_iret(struct vcpu *v, unsigned osize, u64 next_rip)
 	if (v->rflags & FLAGS_NT)
 		return cpu_lma(v) ? excp_raise_err(v, EXC_GP, 0) : iret_task(v, next_rip);
 	stack_begin(v, &st);
-	rc = st_peek(v, &st, 0, &rip, osize);
-	if (rc == STEP_OK)
-		rc = st_peek(v, &st, osize, &sel, osize);
+	rc = peek_pair(v, &st, 0, osize, &rip, &sel);
 	if (rc == STEP_OK)
 		rc = st_peek(v, &st, 2 * osize, &flags, osize);
 	if (rc != STEP_OK)
@@ -544,17 +529,13 @@ int far_iret(struct vcpu *v, unsigned osize, u64 next_rip)
 	outer = (sel & 3) != v->cpl;
 	/* 64-bit mode pops SS:RSP in any case. */
 	if (outer || v->mode == MODE_64) {
-		rc = st_peek(v, &st, 3 * osize, &rsp, osize);
-		if (rc == STEP_OK)
-			rc = st_peek(v, &st, 4 * osize, &ss_sel, osize);
+		rc = peek_pair(v, &st, 3 * osize, osize, &rsp, &ss_sel);
 		if (rc == STEP_OK)
 			rc = return_ss(v, (u16)ss_sel, &cs, &ss);
 		if (rc != STEP_OK)
 			return rc;
 	}
-	rc = seg_check_rip(v, &cs, rip);
-	if (rc == STEP_OK)
-		rc = desc_mark_accessed(v, cs.sel, &cs);
+	rc = check_entry(v, &cs, rip);
 	if (rc != STEP_OK)
 		return rc;
 	mask = flags_open(v, osize);

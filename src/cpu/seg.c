@@ -109,6 +109,19 @@ int desc_read(struct vcpu *v, u16 sel, u8 vec, u64 *raw)
 	return sys_read(v, gva, raw, 8);
 }
 
+int desc_fetch(struct vcpu *v, u16 sel, u8 vec, struct seg *s)
+{
+	u64 raw;
+	int rc;
+
+	if (sel_is_null(sel))
+		return excp_raise_err(v, vec, 0);
+	rc = desc_read(v, sel, vec, &raw);
+	if (rc == STEP_OK)
+		desc_unpack(raw, sel, s);
+	return rc;
+}
+
 int desc_read_high(struct vcpu *v, u16 sel, u8 vec, u64 *high)
 {
 	gva_t gva;
@@ -215,15 +228,10 @@ void seg_drop_inner(struct vcpu *v, unsigned cpl)
 
 int seg_fetch_ss(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out)
 {
-	u64 raw;
-	int rc;
+	int rc = desc_fetch(v, sel, vec, out);
 
-	if (sel_is_null(sel))
-		return excp_raise_err(v, vec, 0);
-	rc = desc_read(v, sel, vec, &raw);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, out);
 	if ((sel & 3) != cpl || out->dpl != cpl || !seg_is_writable_data(out))
 		return excp_raise_err(v, vec, sel & 0xfffcu);
 	if (!out->present)
@@ -231,10 +239,37 @@ int seg_fetch_ss(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out)
 	return desc_mark_accessed(v, sel, out);
 }
 
+int seg_fetch_data(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out)
+{
+	int rc = desc_fetch(v, sel, vec, out);
+
+	if (rc != STEP_OK)
+		return rc;
+	if (!out->s || (out->type & (SEGT_CODE | SEGT_R)) == SEGT_CODE)
+		return excp_raise_err(v, vec, sel & 0xfffcu);
+	if (!seg_is_conforming(out) && ((sel & 3) > out->dpl || cpl > out->dpl))
+		return excp_raise_err(v, vec, sel & 0xfffcu);
+	if (!out->present)
+		return excp_raise_err(v, EXC_NP, sel & 0xfffcu);
+	return desc_mark_accessed(v, sel, out);
+}
+
+int seg_fetch_gate_cs(struct vcpu *v, u16 sel, struct seg *cs)
+{
+	int rc = desc_fetch(v, sel, EXC_GP, cs);
+
+	if (rc != STEP_OK)
+		return rc;
+	if (!seg_is_code(cs) || cs->dpl > v->cpl)
+		return gp_sel(v, sel);
+	if (cpu_lma(v) && (!cs->l || cs->db))
+		return gp_sel(v, sel);
+	return STEP_OK;
+}
+
 static int load_data(struct vcpu *v, unsigned n, u16 sel)
 {
 	struct seg s;
-	u64 raw;
 	int rc;
 
 	if (sel_is_null(sel)) {
@@ -242,17 +277,7 @@ static int load_data(struct vcpu *v, unsigned n, u16 sel)
 		seg_make_null(&v->seg[n], sel, 0);
 		return STEP_OK;
 	}
-	rc = desc_read(v, sel, EXC_GP, &raw);
-	if (rc != STEP_OK)
-		return rc;
-	desc_unpack(raw, sel, &s);
-	if (!s.s || (s.type & (SEGT_CODE | SEGT_R)) == SEGT_CODE)
-		return gp_sel(v, sel);
-	if (!seg_is_conforming(&s) && ((sel & 3) > s.dpl || v->cpl > s.dpl))
-		return gp_sel(v, sel);
-	if (!s.present)
-		return excp_raise_err(v, EXC_NP, sel & 0xfffcu);
-	rc = desc_mark_accessed(v, sel, &s);
+	rc = seg_fetch_data(v, sel, v->cpl, EXC_GP, &s);
 	if (rc == STEP_OK)
 		v->seg[n] = s;
 	return rc;
@@ -281,7 +306,7 @@ static int load_ss(struct vcpu *v, u16 sel)
 static int load_system(struct vcpu *v, unsigned n, u16 sel)
 {
 	struct seg s;
-	u64 raw, high = 0;
+	u64 high = 0;
 	int rc;
 
 	if (sel_is_null(sel)) {
@@ -292,10 +317,9 @@ static int load_system(struct vcpu *v, unsigned n, u16 sel)
 	}
 	if (sel & 4)
 		return gp_sel(v, sel);
-	rc = desc_read(v, sel, EXC_GP, &raw);
+	rc = desc_fetch(v, sel, EXC_GP, &s);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, &s);
 	if (s.s)
 		return gp_sel(v, sel);
 	if (n == SEG_LDTR ? s.type != SYST_LDT : s.type != SYST_TSS32 && (cpu_lma(v) || s.type != SYST_TSS16))

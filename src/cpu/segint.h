@@ -58,6 +58,8 @@ static inline int gp_sel(struct vcpu *v, u16 sel)
 
 /* The descriptor of `sel`; #vec(sel) when it lies outside its table or there is no LDT. */
 int desc_read(struct vcpu *v, u16 sel, u8 vec, u64 *raw);
+/* The same, unpacked; a null selector is #vec(0). */
+int desc_fetch(struct vcpu *v, u16 sel, u8 vec, struct seg *s);
 /* Upper half of a 16-byte system descriptor; its type field must be 0, else #vec(sel). */
 int desc_read_high(struct vcpu *v, u16 sel, u8 vec, u64 *high);
 /* Atomically sets or clears bits of the access byte in memory: accessed, busy. */
@@ -90,6 +92,11 @@ void seg_drop_inner(struct vcpu *v, unsigned cpl);
 /* Reads and checks a stack segment for privilege `cpl`: #vec(sel) for a bad one, #SS(sel) for one not present. The
  * accessed bit is set. */
 int seg_fetch_ss(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out);
+/* The same for a data segment that code at privilege `cpl` loads; #NP(sel) for one not present. */
+int seg_fetch_data(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out);
+/* The code segment that a gate names: #GP(sel) when the gate cannot lead there. Whether it is present is the caller's to
+ * check. */
+int seg_fetch_gate_cs(struct vcpu *v, u16 sel, struct seg *cs);
 /* The new RIP must lie in `cs` (limit, or canonical when it is a 64-bit segment); else #GP(0). */
 int seg_check_rip(struct vcpu *v, const struct seg *cs, u64 rip);
 /* Makes `cs` the code segment, its RPL the new CPL, and sets RIP. cpu_update_mode() is the caller's. */

@@ -96,7 +96,6 @@ static int ts_err(struct vcpu *v, u16 sel)
 static int load_ldt(struct vcpu *v, u16 sel)
 {
 	struct seg s;
-	u64 raw;
 	int rc;
 
 	seg_make_null(&v->seg[SEG_LDTR], sel, 0);
@@ -104,10 +103,9 @@ static int load_ldt(struct vcpu *v, u16 sel)
 		return STEP_OK;
 	if (sel & 4)
 		return ts_err(v, sel);
-	rc = desc_read(v, sel, EXC_TS, &raw);
+	rc = desc_fetch(v, sel, EXC_TS, &s);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, &s);
 	if (s.s || s.type != SYST_LDT || !s.present)
 		return ts_err(v, sel);
 	v->seg[SEG_LDTR] = s;
@@ -118,15 +116,10 @@ static int load_cs(struct vcpu *v, u16 sel)
 {
 	unsigned rpl = sel & 3;
 	struct seg s;
-	u64 raw;
-	int rc;
+	int rc = desc_fetch(v, sel, EXC_TS, &s);
 
-	if (sel_is_null(sel))
-		return ts_err(v, 0);
-	rc = desc_read(v, sel, EXC_TS, &raw);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, &s);
 	if (!seg_is_code(&s) || (s.type & SEGT_C ? s.dpl > rpl : s.dpl != rpl))
 		return ts_err(v, sel);
 	if (!s.present)
@@ -140,22 +133,11 @@ static int load_cs(struct vcpu *v, u16 sel)
 static int load_data(struct vcpu *v, unsigned n, u16 sel, unsigned cpl)
 {
 	struct seg s;
-	u64 raw;
 	int rc;
 
 	if (sel_is_null(sel))
 		return STEP_OK; /* already null */
-	rc = desc_read(v, sel, EXC_TS, &raw);
-	if (rc != STEP_OK)
-		return rc;
-	desc_unpack(raw, sel, &s);
-	if (!s.s || (s.type & (SEGT_CODE | SEGT_R)) == SEGT_CODE)
-		return ts_err(v, sel);
-	if (!seg_is_conforming(&s) && ((sel & 3) > s.dpl || cpl > s.dpl))
-		return ts_err(v, sel);
-	if (!s.present)
-		return excp_raise_err(v, EXC_NP, sel & 0xfffcu);
-	rc = desc_mark_accessed(v, sel, &s);
+	rc = seg_fetch_data(v, sel, cpl, EXC_TS, &s);
 	if (rc == STEP_OK)
 		v->seg[n] = s;
 	return rc;
@@ -199,15 +181,13 @@ static int load_segments(struct vcpu *v, const struct task_image *t)
 static int open_tss(struct vcpu *v, u16 sel, enum task_why why, struct seg *tss)
 {
 	u8 vec = why == TASK_IRET ? EXC_TS : EXC_GP;
-	u64 raw;
 	int rc;
 
-	if (sel_is_null(sel) || (sel & 4))
+	if (sel & 4)
 		return excp_raise_err(v, vec, sel & 0xfffcu);
-	rc = desc_read(v, sel, vec, &raw);
+	rc = desc_fetch(v, sel, vec, tss);
 	if (rc != STEP_OK)
 		return rc;
-	desc_unpack(raw, sel, tss);
 	if (why == TASK_IRET) {
 		if (tss->s || (tss->type != SYST_TSS32_BUSY && tss->type != SYST_TSS16_BUSY))
 			return excp_raise_err(v, vec, sel & 0xfffcu);
