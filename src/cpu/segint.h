@@ -1,5 +1,7 @@
 /*
- * segint.h: what seg.c, far.c, task.c and excp.c share: descriptors in memory, segment checks, stacks in the making.
+ * segint.h: what the files of src/cpu share of segments, and light.c with op_flow.c and op_flag.c: descriptors in
+ * memory, segment checks, stacks in the making, what SYSCALL and IRET make of RFLAGS. Inline functions here use no
+ * vector registers, and call nothing that does: light.c.
  *
  * A struct stack is a stack that is not committed yet: pushes go to memory, RSP and SS change only in the caller's
  * commit, so that a fault half-way leaves the registers alone.
@@ -51,6 +53,30 @@ static inline u64 flags_open(const struct vcpu *v, unsigned osize)
 	return mask;
 }
 
+/* What SYSCALL makes of RFLAGS in long mode; the bits of R11 that SYSRET takes. */
+static inline u64 syscall_flags(const struct vcpu *v, u64 flags)
+{
+	return (flags & ~(v->sfmask | FLAGS_RF | FLAGS_VM)) | FLAGS_FIXED;
+}
+#define SYSRET_FLAGS (FLAGS_ALL & ~(FLAGS_RF | FLAGS_VM))
+
+/* CS and SS by IA32_STAR, as seg_set_flat_cs(): of SYSCALL's handler, and of the program that SYSRET goes back to. */
+static inline void syscall_segments(struct vcpu *v, bool long_mode)
+{
+	u16 sel = (u16)(v->star >> 32) & 0xfffc;
+
+	seg_set_flat_cs(v, sel, 0, long_mode);
+	seg_set_flat_ss(v, (u16)(sel + 8), 0);
+}
+
+static inline void sysret_segments(struct vcpu *v, bool long_mode)
+{
+	u16 sel = (u16)(v->star >> 48);
+
+	seg_set_flat_cs(v, (u16)((long_mode ? sel + 16 : sel) | 3), 3, long_mode);
+	seg_set_flat_ss(v, (u16)((sel + 8) | 3), 3);
+}
+
 static inline int gp_sel(struct vcpu *v, u16 sel)
 {
 	return excp_raise_err(v, EXC_GP, sel & 0xfffcu);
@@ -94,8 +120,8 @@ void seg_drop_inner(struct vcpu *v, unsigned cpl);
 int seg_fetch_ss(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out);
 /* The same for a data segment that code at privilege `cpl` loads; #NP(sel) for one not present. */
 int seg_fetch_data(struct vcpu *v, u16 sel, unsigned cpl, u8 vec, struct seg *out);
-/* The code segment that a gate names: #GP(sel) when the gate cannot lead there. Whether it is present is the caller's to
- * check. */
+/* The code segment that a gate names: #GP(sel) when the gate cannot lead there. Whether it is present is the caller's
+ * to check. */
 int seg_fetch_gate_cs(struct vcpu *v, u16 sel, struct seg *cs);
 /* The new RIP must lie in `cs` (limit, or canonical when it is a 64-bit segment); else #GP(0). */
 int seg_check_rip(struct vcpu *v, const struct seg *cs, u64 rip);

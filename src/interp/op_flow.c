@@ -6,6 +6,7 @@
  * operand size means 64-bit mode; the handlers named ..._64 rely on it. With AMD's rules a 66 prefix truncates RIP in
  * 64-bit mode too; the decoder has settled that in osize. SDM vol. 2; APM vol. 3.
  */
+#include "../cpu/segint.h"
 #include "interp_impl.h"
 
 #define FN(name) static int name(struct vcpu *v, const struct insn *i)
@@ -358,7 +359,6 @@ static void settle_tf(struct vcpu *v)
 FN(syscall)
 {
 	bool lma = v->efer & EFER_LMA;
-	u16 sel = (u16)(v->star >> 32) & 0xfffc;
 	u64 next = next_rip(v, i), flags = v->rflags;
 
 	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!v->amd_rules || v->mode == MODE_REAL)))
@@ -367,13 +367,12 @@ FN(syscall)
 	if (lma) {
 		v->r[R_RIP] = v->mode == MODE_64 ? v->lstar : v->cstar;
 		v->r[R_R11] = flags & ~FLAGS_RF;
-		v->rflags = (flags & ~(v->sfmask | FLAGS_RF | FLAGS_VM)) | FLAGS_FIXED;
+		v->rflags = syscall_flags(v, flags);
 	} else {
 		v->r[R_RIP] = (u32)v->star;
 		v->rflags = flags & ~(FLAGS_IF | FLAGS_RF | FLAGS_VM);
 	}
-	seg_set_flat_cs(v, sel, 0, lma);
-	seg_set_flat_ss(v, (u16)(sel + 8), 0);
+	syscall_segments(v, lma);
 	cpu_update_mode(v);
 	settle_tf(v);
 	return STEP_JUMP;
@@ -381,27 +380,20 @@ FN(syscall)
 
 FN(sysret)
 {
-	bool lma = v->efer & EFER_LMA;
-	u16 star = (u16)(v->star >> 48);
+	bool lma = v->efer & EFER_LMA, wide = i->osize == 8;
 
 	if (!(v->efer & EFER_SCE) || (v->mode != MODE_64 && (!v->amd_rules || v->mode == MODE_REAL)))
 		return excp_raise(v, EXC_UD);
 	if (v->cpl != 0 || v->mode == MODE_V86)
 		return gp0(v);
-	if (i->osize == 8) {
-		/* Intel faults here, in ring 0; AMD on the next fetch, in ring 3. */
-		if (!cpuid_is_amd() && !is_canonical(v->r[R_RCX]))
-			return gp0(v);
-		v->r[R_RIP] = v->r[R_RCX];
-		seg_set_flat_cs(v, (u16)((star + 16) | 3), 3, true);
-	} else {
-		v->r[R_RIP] = (u32)v->r[R_RCX];
-		seg_set_flat_cs(v, star | 3, 3, false);
-	}
-	seg_set_flat_ss(v, (u16)((star + 8) | 3), 3);
+	/* Intel faults here, in ring 0; AMD on the next fetch, in ring 3. */
+	if (wide && !cpuid_is_amd() && !is_canonical(v->r[R_RCX]))
+		return gp0(v);
+	v->r[R_RIP] = wide ? v->r[R_RCX] : (u32)v->r[R_RCX];
+	sysret_segments(v, wide);
 	cpu_update_mode(v);
-	if (v->efer & EFER_LMA)
-		cpu_set_rflags(v, v->r[R_R11], FLAGS_ALL & ~(FLAGS_RF | FLAGS_VM));
+	if (lma)
+		cpu_set_rflags(v, v->r[R_R11], SYSRET_FLAGS);
 	else
 		cpu_set_rflags(v, FLAGS_IF, FLAGS_IF);
 	if (v->rflags & FLAGS_RF)

@@ -76,31 +76,25 @@ static const u8 *go_on(struct vcpu *v, struct jit *j, u64 rip, u64 rflags, u32 k
 
 static const u8 *light_syscall(struct vcpu *v, struct jit *j, u32 key, u64 next)
 {
-	u64 flags = fl_merge(v->rflags, v->jt.flags),
-	    after = (flags & ~(v->sfmask | FLAGS_RF | FLAGS_VM)) | FLAGS_FIXED;
-	u16 sel = (u16)(v->star >> 32) & 0xfffc;
+	u64 flags = fl_merge(v->rflags, v->jt.flags), after = syscall_flags(v, flags);
 
 	if (!(v->efer & EFER_SCE) || !is_canonical(v->lstar))
 		return NULL;
 	key = key_at(key, ctx_with(v, 0, after), 0);
 	v->r[R_RCX] = next;
 	v->r[R_R11] = flags & ~FLAGS_RF;
-	seg_set_flat_cs(v, sel, 0, true);
-	seg_set_flat_ss(v, (u16)(sel + 8), 0);
+	syscall_segments(v, true);
 	return go_on(v, j, v->lstar, after, key, cached(v, j, v->lstar, key));
 }
 
 static const u8 *light_sysret(struct vcpu *v, struct jit *j, u32 key)
 {
-	const u64 mask = FLAGS_ALL & ~(FLAGS_RF | FLAGS_VM);
-	u64 rip = v->r[R_RCX], after = (v->r[R_R11] & mask) | FLAGS_FIXED;
-	u16 star = (u16)(v->star >> 48);
+	u64 rip = v->r[R_RCX], after = (v->r[R_R11] & SYSRET_FLAGS) | FLAGS_FIXED;
 
 	if (!(v->efer & EFER_SCE) || v->cpl != 0 || !is_canonical(rip) || (after & FLAGS_TF))
 		return NULL;
 	key = key_at(key, ctx_with(v, 3, after), 3);
-	seg_set_flat_cs(v, (u16)((star + 16) | 3), 3, true);
-	seg_set_flat_ss(v, (u16)((star + 8) | 3), 3);
+	sysret_segments(v, true);
 	return go_on(v, j, rip, after, key, cached(v, j, rip, key));
 }
 
