@@ -2,21 +2,25 @@
  * dialect_12.h: what the files of the API-12 dialect share. The one place that knows today's <linux/kvm.h>; it must not
  * be included together with the header of 2006.
  *
- *   dialect_12.c        the system descriptor, capabilities and switching them on
- *   dialect_12_vm.c     VM requests: memory, dirty log, clock, making vCPUs
- *   dialect_12_io.c     eventfds and rings that take I/O writes without an exit
- *   dialect_12_chip.c   interrupt chips, irqfds, timers, HLT and start-up of processors
- *   dialect_12_vcpu.c   vCPUs: creation, KVM_RUN, exits and their completion
- *   dialect_12_regs.c   a vCPU's registers in the interface's structures
- *   dialect_12_cpuid.c  what CPUID is offered, and the tables that clients set
- *   dialect_12_msr.c    MSRs: lists, filter, machine checks
- *   dialect_12_ring.c   the dirty ring
- *   dialect_12_device.c devices of KVM_CREATE_DEVICE
- *   dialect_12_stats.c  counters
- *   dialect_12_smm.c    system management mode
- *   dialect_12_hyperv.c what guests made for Hyper-V expect
- *   dialect_12_synic.c  its interrupt controller and timers
- *   dialect_12_pv.c     what KVM's guests share with it: clock, steal time, hypercalls
+ *   dialect_12.c             the system descriptor, capabilities and switching them on
+ *   dialect_12_vm.c          VM requests: memory, dirty log, clock, making vCPUs
+ *   dialect_12_io.c          eventfds and rings that take I/O writes without an exit
+ *   dialect_12_chip.c        interrupt chips: creation, lines, routes, irqfds, timers
+ *   dialect_12_chip_state.c  ... their state in the interface's structures
+ *   dialect_12_halt.c        a vCPU that waits: HLT, INIT and SIPI
+ *   dialect_12_vcpu.c        vCPUs: creation, KVM_RUN, exits and their completion
+ *   dialect_12_regs.c        a vCPU's registers in the interface's structures
+ *   dialect_12_cpuid.c       what CPUID is offered, and the tables that clients set
+ *   dialect_12_msr.c         MSRs: lists, filter, machine checks
+ *   dialect_12_ring.c        the dirty ring
+ *   dialect_12_device.c      devices of KVM_CREATE_DEVICE
+ *   dialect_12_stats.c       counters
+ *   dialect_12_smm.c         system management mode
+ *   dialect_12_hyperv.c      what guests made for Hyper-V expect
+ *   dialect_12_synic.c       its interrupt controller and timers
+ *   dialect_12_pv.c          what KVM's guests share with it: clock, steal time, hypercalls
+ *   dialect_12_vapic.c       ... the local APIC in memory
+ *   dialect_12_apf.c         ... asynchronous page faults
  *
  * Invariants: a request that fails has changed nothing. What a running vCPU reads of struct vm12 changes only while all
  * vCPUs are stopped (vm_stop()), or is atomic.
@@ -185,7 +189,10 @@ static inline struct vcpu12 *x12_of(struct vcpu *v)
 	return kvm_vcpu_of(v)->x12;
 }
 
-/* A request that acts on a vCPU, VM or nothing; `arg` as it came. */
+/*
+ * A request on a vCPU (whose lock is held) or a VM, named as its ioctl: `arg` as it came, a number or a pointer of the
+ * client's; the result is the ioctl's, an error -errno. The functions below that have these parameters are such ones.
+ */
 typedef long (*vcpu_fn)(struct kvm_vcpu *kv, unsigned long arg);
 typedef long (*vm_fn)(struct vm *vm, unsigned long arg);
 
@@ -222,6 +229,8 @@ bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 bool io_read_taken(struct vcpu *v, bool pio, u64 addr, u32 len, u8 *data);
 void io_free(struct vm12 *x);
 bool is_eventfd(int fd);
+/* Adds 1 to an eventfd; one that is full stays so. */
+void eventfd_signal(int fd);
 /* Do two descriptors mean one open file? */
 bool same_file(int a, int b);
 
@@ -231,7 +240,9 @@ struct chips *chips_of(const struct vm *vm); /* NULL: none */
 /* The same, but not NULL when there is an i8254 alone. */
 struct chips *chips12_all(const struct vm *vm);
 struct lapic *lapic_of(const struct vcpu *v);
+/* Ends the helper thread; irqfds, routes and chips are gone then. */
 void chips12_free(struct vm12 *x);
+/* A new vCPU's local APIC, where there are chips: 0, or -ENOMEM. */
 int chips12_add_vcpu(struct kvm_vcpu *kv);
 /* Is there an i8259 pair of ours? */
 bool pic_of(const struct vm *vm);
@@ -241,7 +252,7 @@ bool eoi12_exit(struct kvm_vcpu *kv);
 void sints_acked_locked(struct kvm_vcpu *kv, u32 which);
 /* The vCPU leaves the engine, or HLT, and looks at LATCH_x. */
 void vcpu12_latch(struct kvm_vcpu *kv, u32 what);
-/* KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API. With vm.lock. */
+/* KVM_CAP_SPLIT_IRQCHIP with the number of the client's IOAPIC pins, KVM_CAP_X2APIC_API: 0, or -errno. With vm.lock. */
 int split_irqchip(struct vm *vm, u64 pins);
 int x2apic_api(struct vm *vm, u64 flags);
 /* KVM_CAP_DISABLE_QUIRKS changed vm12.quirks_off. */
@@ -250,13 +261,8 @@ void chips12_quirks(struct vm *vm);
 bool chips12_mmio(struct vcpu *v, bool read, u64 gpa, u32 len, u8 *data);
 /* The vCPU of a local APIC id, NULL: none. */
 struct kvm_vcpu *chips12_by_apic_id(struct vm *vm, u32 id);
-/* dialect_12_halt.c. Sets bits in the vCPU's events and wakes it. Any thread. */
-void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
-/* vcpu_ops.wake */
-void vcpu12_wake(struct vcpu *v);
-void halt12_init(struct vm12 *x);
-/* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
-bool vcpu12_wait(struct kvm_vcpu *kv);
+/* What irqfds have signalled and the helper thread has not seen yet counts from now on. chips.lock held. */
+void irqfds12_settle_locked(struct chips *c);
 long create_irqchip(struct vm *vm, unsigned long arg);
 long create_pit1(struct vm *vm, unsigned long arg);
 long create_pit2(struct vm *vm, unsigned long arg);
@@ -265,6 +271,9 @@ long irq_line_status(struct vm *vm, unsigned long arg);
 long signal_msi(struct vm *vm, unsigned long arg);
 long set_gsi_routing(struct vm *vm, unsigned long arg);
 long irqfd(struct vm *vm, unsigned long arg);
+
+/* ---- dialect_12_chip_state.c ------------------------------------------------------------------------------------- */
+
 long get_irqchip(struct vm *vm, unsigned long arg);
 long set_irqchip(struct vm *vm, unsigned long arg);
 long get_pit1(struct vm *vm, unsigned long arg);
@@ -275,6 +284,17 @@ long reinject_control(struct vm *vm, unsigned long arg);
 long get_lapic(struct kvm_vcpu *kv, unsigned long arg);
 long set_lapic(struct kvm_vcpu *kv, unsigned long arg);
 
+/* ---- dialect_12_halt.c ------------------------------------------------------------------------------------------- */
+
+/* Sets bits in the vCPU's events and wakes it. Any thread. */
+void vcpu12_notify(struct kvm_vcpu *kv, u32 bits);
+/* vcpu_ops.wake */
+void vcpu12_wake(struct vcpu *v);
+/* A new VM: how long its vCPUs may look before they sleep. */
+void halt12_init(struct vm12 *x);
+/* Sleeps until mp_state is "runnable": true; false: a signal came. Between run_begin() and run_end(). */
+bool vcpu12_wait(struct kvm_vcpu *kv);
+
 /* ---- dialect_12_device.c ----------------------------------------------------------------------------------------- */
 
 /* KVM_CREATE_DEVICE: 0, or -errno. */
@@ -282,6 +302,7 @@ long device12_create(struct vm *vm, unsigned long arg, struct made *made);
 
 /* ---- dialect_12_vcpu.c ------------------------------------------------------------------------------------------- */
 
+/* KVM_CREATE_VCPU: a descriptor, or -errno. */
 long vcpu12_create(struct vm *vm, unsigned long id, struct made *made);
 void vcpu12_free(struct kvm_vcpu *kv);
 /* The processor comes out of RESET, or INIT (which keeps caches, x87 and MSRs: SDM vol. 3, table 10-1). */
@@ -300,6 +321,7 @@ void sregs_out(struct vcpu *v, struct kvm_sregs *s);
 bool sregs_valid(struct vcpu *v, const struct kvm_sregs *s);
 /* -EINVAL when no processor has such a state. */
 int sregs_in(struct kvm_vcpu *kv, const struct kvm_sregs *s);
+/* 0, or -EINVAL: both as the ioctls. */
 void events_out(struct kvm_vcpu *kv, struct kvm_vcpu_events *e);
 int events_in(struct kvm_vcpu *kv, const struct kvm_vcpu_events *e);
 
@@ -329,6 +351,7 @@ long set_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
 long get_cpuid2(struct kvm_vcpu *kv, unsigned long arg);
 /* What the guest's CPUID answers now. */
 void cpuid12(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4]);
+/* A new vCPU, before its first KVM_SET_CPUID2. */
 void cpuid12_init(struct kvm_vcpu *kv);
 /* The entry that the client set, NULL: none. */
 const struct kvm_cpuid_entry2 *cpuid12_find(const struct vcpu12 *x, u32 leaf, u32 sub);
@@ -339,20 +362,23 @@ bool pv_has(const struct vcpu12 *x, unsigned feature);
 
 /* ---- dialect_12_ring.c ------------------------------------------------------------------------------------------- */
 
-/* KVM_CAP_DIRTY_LOG_RING: what the capability answers; switching it on. */
+/* KVM_CAP_DIRTY_LOG_RING: what the capability answers; switching it on, with `size` bytes a vCPU: 0, or -errno. */
 long ring_cap(void);
 int ring_enable(struct vm *vm, u64 size);
-/* Size of a vCPU's descriptor, and our mapping of the ring in it. */
+/* Size of a vCPU's descriptor (`otherwise`, without rings), and our mapping of the ring in it: 0, or -errno. */
 u64 ring_file_size(const struct vm *vm, u64 otherwise);
 int ring_map(struct vcpu12 *x, const struct vm *vm, int fd);
 void ring_unmap(struct vcpu12 *x);
+/* Only the reserve is left: KVM_RUN ends. */
 bool ring_full(const struct vcpu12 *x);
+/* A page of the slot is written for the first time since its bit was clear: an entry, in the ring of the vCPU that the
+ * calling thread runs, or else of some vCPU. */
 void ring_note(struct memslot *s, u64 page);
 long ring_reset(struct vm *vm, unsigned long arg);
 
 /* ---- dialect_12_stats.c ------------------------------------------------------------------------------------------ */
 
-/* Makes the descriptor of a VM, which holds its counters. */
+/* Makes the descriptor of a VM, which holds its counters: its number, or -errno. */
 int stat12_vm(struct vm12 *x);
 void stat12_vm_free(struct vm12 *x);
 void stat12_vcpu(struct kvm_vcpu *kv);
@@ -377,6 +403,7 @@ void smm_poll(struct kvm_vcpu *kv);
 bool smm_leave(struct kvm_vcpu *kv);
 /* The client says whether the processor is in system management mode. */
 void smm_set(struct kvm_vcpu *kv, bool on);
+/* vcpu_ops.rsm, and MSRs as vcpu_ops has them. */
 int op_rsm(struct vcpu *v, const struct insn *i);
 int smm_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int smm_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
@@ -391,13 +418,14 @@ void hv_free(struct vm12 *x);
 u64 hv_ref_time(struct vcpu *v);
 /* The client answered a hypercall. */
 void hv_answered(struct kvm_vcpu *kv);
+/* As vcpu_ops has them. */
 int hv_msr_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int hv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 /* Are hypercalls Hyper-V's on this vCPU now? Such a call. */
 bool hv_calls(const struct vcpu *v);
 /* May the guest (always: the client) use this MSR? */
 bool hv_msr_allowed(const struct vcpu *v, u32 msr, bool host);
-int hv_hypercall(struct vcpu *v, const struct insn *i);
+int hv_hypercall(struct vcpu *v, const struct insn *i); /* enum step */
 /* Reset or crash reported by the guest: fills the exit. */
 bool hv_exit(struct kvm_vcpu *kv);
 
@@ -436,6 +464,16 @@ void clock12_update(struct vcpu *v);
 /* The paravirtual MSRs: as msr12_read() and msr12_write(). */
 int pv_msr_read(struct vcpu *v, u32 msr, u64 *val);
 int pv_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
+/* At the begin and end of KVM_RUN. */
+void pv_run(struct vcpu *v, bool begins);
+/* vcpu_ops.hypercall */
+int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd);
+long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg);
+/* KVM_{SET,GET,HAS}_DEVICE_ATTR of a vCPU. */
+long vcpu_set_attr(struct kvm_vcpu *kv, unsigned long arg);
+long vcpu_get_attr(struct kvm_vcpu *kv, unsigned long arg);
+long vcpu_has_attr(struct kvm_vcpu *kv, unsigned long arg);
+
 /* ---- dialect_12_vapic.c ------------------------------------------------------------------------------------------ */
 
 void vapic_take(struct vcpu *v);
@@ -475,17 +513,6 @@ void apf_reset(struct vcpu12 *x);
 /* MSR_KVM_ASYNC_PF_EN, _INT and _ACK: 0, or -1 for #GP. */
 int apf_msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 
-/* ---- dialect_12_pv.c, the rest ----------------------------------------------------------------------------------- */
-
-/* At the begin and end of KVM_RUN. */
-void pv_run(struct vcpu *v, bool begins);
-int pv_hypercall(struct vcpu *v, const struct insn *i, bool amd);
-long kvmclock_ctrl(struct kvm_vcpu *kv, unsigned long arg);
-/* KVM_{SET,GET,HAS}_DEVICE_ATTR of a vCPU. */
-long vcpu_set_attr(struct kvm_vcpu *kv, unsigned long arg);
-long vcpu_get_attr(struct kvm_vcpu *kv, unsigned long arg);
-long vcpu_has_attr(struct kvm_vcpu *kv, unsigned long arg);
-
 /* ---- dialect_12_msr.c -------------------------------------------------------------------------------------------- */
 
 long msr_list(unsigned long arg, bool features);
@@ -494,11 +521,11 @@ long get_msrs(struct kvm_vcpu *kv, unsigned long arg);
 long set_msrs(struct kvm_vcpu *kv, unsigned long arg);
 long set_msr_filter(struct vm *vm, unsigned long arg);
 void msr_filter_free(struct vm12 *x);
-bool msr12_ask(struct vcpu *v, u32 msr, u64 val, bool write, bool failed);
 long mce_supported(unsigned long arg);
 long mce_setup(struct kvm_vcpu *kv, unsigned long arg);
 long mce_inject(struct kvm_vcpu *kv, unsigned long arg);
 /* struct vcpu_ops */
+bool msr12_ask(struct vcpu *v, u32 msr, u64 val, bool write, bool failed);
 int msr12_read(struct vcpu *v, u32 msr, u64 *val, bool host);
 int msr12_write(struct vcpu *v, u32 msr, u64 val, bool host);
 void msr12_init(struct vcpu12 *x);

@@ -1,6 +1,6 @@
 /*
  * dialect_12_chip.c: the interrupt chips of a VM (src/chip) in the interface's terms: creating them, lines, messages,
- * routes, irqfds, their state, and the helper thread that waits for timers and irqfds.
+ * routes, irqfds, and the helper thread that waits for timers and irqfds. Their state: dialect_12_chip_state.c.
  *
  * Invariants: chips are made before the first vCPU and live as long as the VM. The helper thread takes chips.lock only,
  * never a VM's or vCPU's; it is joined before anything it uses goes.
@@ -163,16 +163,13 @@ static u64 up_tsc_time(void *owner, unsigned id, u64 tsc)
 static void up_timer(void *owner)
 {
 	struct chips12 *x = owner;
-	u64 one = 1;
-	ssize_t ignored = write(x->wake, &one, sizeof(one));
 
-	(void)ignored;
+	eventfd_signal(x->wake);
 }
 
 static void up_acked(void *owner, unsigned chip, unsigned pin)
 {
 	struct chips12 *x = owner;
-	u64 one = 1;
 
 	for (struct irqfd *f = x->irqfd; f; f = f->next) {
 		const struct gsi *g = &x->chips->gsi[f->gsi];
@@ -181,11 +178,8 @@ static void up_acked(void *owner, unsigned chip, unsigned pin)
 			continue;
 		for (unsigned n = 0; n < g->n; n++)
 			if (g->e[n].kind == (enum gsi_kind)chip && g->e[n].pin == pin) {
-				ssize_t ignored;
-
 				gsi_set_locked(x->chips, f->gsi, SOURCE_IRQFD, false);
-				ignored = write(f->resample, &one, sizeof(one));
-				(void)ignored;
+				eventfd_signal(f->resample);
 			}
 	}
 }
@@ -302,6 +296,20 @@ static void irqfds_settle_locked(struct chips12 *x, struct irqfd *one)
 	}
 }
 
+void irqfds12_settle_locked(struct chips *c)
+{
+	irqfds_settle_locked(c->owner, NULL);
+}
+
+static void irqfd_free(struct irqfd *f)
+{
+	if (f->fd >= 0)
+		sys_close(f->fd);
+	if (f->resample >= 0)
+		sys_close(f->resample);
+	free(f);
+}
+
 /* Fills `p` with what to wait for: our wake-up, then the irqfds in list order. */
 static struct pollfd *poll_list(struct chips12 *x, struct pollfd *p, unsigned *n)
 {
@@ -392,10 +400,7 @@ void chips12_free(struct vm12 *v)
 		struct irqfd *f = x->irqfd;
 
 		x->irqfd = f->next;
-		sys_close(f->fd);
-		if (f->resample >= 0)
-			sys_close(f->resample);
-		free(f);
+		irqfd_free(f);
 	}
 	if (x->wake >= 0)
 		sys_close(x->wake);
@@ -666,7 +671,7 @@ long set_gsi_routing(struct vm *vm, unsigned long arg)
 	if (rc < 0)
 		goto out;
 	pthread_mutex_lock(&c->lock);
-	irqfds_settle_locked(vm->x12->chips, NULL);
+	irqfds12_settle_locked(c);
 	old = c->gsi;
 	c->gsi = table;
 	c->has_sints = false;
@@ -691,10 +696,7 @@ static int irqfd_remove(struct chips12 *x, const struct kvm_irqfd *a)
 		}
 		irqfds_settle_locked(x, f);
 		*at = f->next;
-		sys_close(f->fd);
-		if (f->resample >= 0)
-			sys_close(f->resample);
-		free(f);
+		irqfd_free(f);
 		x->n_irqfd--;
 		x->version++;
 	}
@@ -719,9 +721,7 @@ static int irqfd_add(struct chips12 *x, const struct kvm_irqfd *a)
 	if (a->flags & KVM_IRQFD_FLAG_RESAMPLE)
 		f->resample = fcntl((int)a->resamplefd, F_DUPFD_CLOEXEC, 3);
 	if (f->fd < 0 || ((a->flags & KVM_IRQFD_FLAG_RESAMPLE) && f->resample < 0)) {
-		if (f->fd >= 0)
-			sys_close(f->fd);
-		free(f);
+		irqfd_free(f);
 		return -EBADF;
 	}
 	f->next = x->irqfd;
@@ -753,283 +753,6 @@ long irqfd(struct vm *vm, unsigned long arg)
 	rc = a.flags & KVM_IRQFD_FLAG_DEASSIGN ? irqfd_remove(x, &a) : irqfd_add(x, &a);
 	pthread_mutex_unlock(&x->chips->lock);
 	up_timer(x);
-	return rc;
-}
-
-/* ---- state ------------------------------------------------------------------------------------------------------- */
-
-static void pic_out(const struct pic *p, struct kvm_pic_state *s)
-{
-	*s = (struct kvm_pic_state){.last_irr = p->last,
-	                            .irr = p->irr,
-	                            .imr = p->imr,
-	                            .isr = p->isr,
-	                            .priority_add = p->prio,
-	                            .irq_base = p->base,
-	                            .read_reg_select = p->read_isr,
-	                            .poll = p->poll,
-	                            .special_mask = p->special_mask,
-	                            .init_state = p->icw_step ? (u8)(p->icw_step - 1) : 0,
-	                            .auto_eoi = p->auto_eoi,
-	                            .rotate_on_auto_eoi = p->rotate_aeoi,
-	                            .special_fully_nested_mode = p->nested,
-	                            .init4 = p->need_icw4,
-	                            .elcr = p->elcr,
-	                            .elcr_mask = p->elcr_mask};
-}
-
-static void pic_in(struct pic *p, const struct kvm_pic_state *s)
-{
-	p->last = s->last_irr;
-	p->irr = s->irr;
-	p->imr = s->imr;
-	p->isr = s->isr;
-	p->prio = s->priority_add & 7;
-	p->base = s->irq_base;
-	p->read_isr = s->read_reg_select;
-	p->poll = s->poll;
-	p->special_mask = s->special_mask;
-	p->icw_step = s->init_state & 3 ? (u8)((s->init_state & 3) + 1) : 0;
-	p->auto_eoi = s->auto_eoi;
-	p->rotate_aeoi = s->rotate_on_auto_eoi;
-	p->nested = s->special_fully_nested_mode;
-	p->need_icw4 = s->init4;
-	p->elcr = s->elcr;
-	p->elcr_mask = s->elcr_mask;
-}
-
-long get_irqchip(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = chips_of(vm);
-	struct kvm_irqchip k;
-	long rc = user_read(&k, (void *)arg, sizeof(k));
-
-	if (rc < 0)
-		return rc;
-	if (!pic_of(vm))
-		return -ENXIO;
-	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
-		return -EINVAL;
-	pthread_mutex_lock(&c->lock);
-	irqfds_settle_locked(vm->x12->chips, NULL);
-	if (k.chip_id == KVM_IRQCHIP_IOAPIC) {
-		struct kvm_ioapic_state *s = &k.chip.ioapic;
-
-		s->base_address = c->ioapic.base;
-		s->ioregsel = c->ioapic.select;
-		s->id = c->ioapic.id;
-		s->irr = c->ioapic.irr;
-		s->pad = 0;
-		for (unsigned n = 0; n < IOAPIC_PINS; n++)
-			s->redirtbl[n].bits = c->ioapic.redir[n];
-	} else {
-		pic_out(&c->pic[k.chip_id], &k.chip.pic);
-	}
-	pthread_mutex_unlock(&c->lock);
-	return user_write((void *)arg, &k, sizeof(k));
-}
-
-long set_irqchip(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = chips_of(vm);
-	struct kvm_irqchip k;
-	long rc = user_read(&k, (void *)arg, sizeof(k));
-
-	if (rc < 0)
-		return rc;
-	if (!pic_of(vm))
-		return -ENXIO;
-	if (k.chip_id > KVM_IRQCHIP_IOAPIC)
-		return -EINVAL;
-	pthread_mutex_lock(&c->lock);
-	if (k.chip_id == KVM_IRQCHIP_IOAPIC) {
-		c->ioapic.base = k.chip.ioapic.base_address;
-		c->ioapic.select = k.chip.ioapic.ioregsel & 0xff;
-		c->ioapic.id = k.chip.ioapic.id;
-		c->ioapic.irr = k.chip.ioapic.irr & (BIT(IOAPIC_PINS) - 1);
-		c->ioapic.level = 0;
-		for (unsigned n = 0; n < IOAPIC_PINS; n++)
-			c->ioapic.redir[n] = k.chip.ioapic.redirtbl[n].bits;
-		ioapic_changed_locked(c);
-	} else {
-		pic_in(&c->pic[k.chip_id], &k.chip.pic);
-		pic_update_locked(c);
-	}
-	pthread_mutex_unlock(&c->lock);
-	return 0;
-}
-
-static struct chips *pit_of(struct vm *vm)
-{
-	struct chips *c = chips12_all(vm);
-
-	return c && c->pit.present ? c : NULL;
-}
-
-static void pit_out(struct chips *c, struct kvm_pit_channel_state *out)
-{
-	pthread_mutex_lock(&c->lock);
-	for (unsigned n = 0; n < 3; n++) {
-		const struct pit_counter *k = &c->pit.c[n];
-
-		out[n] = (struct kvm_pit_channel_state){.count = k->count,
-		                                        .latched_count = k->latch,
-		                                        .count_latched = k->latched,
-		                                        .status_latched = k->status_latched,
-		                                        .status = k->status,
-		                                        .read_state = k->rw_read,
-		                                        .write_state = k->rw_write,
-		                                        .write_latch = k->write_low,
-		                                        .rw_mode = k->rw,
-		                                        .mode = k->mode,
-		                                        .bcd = k->bcd,
-		                                        .gate = k->gate,
-		                                        .count_load_time = (s64)k->start};
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-static void pit_in(struct chips *c, const struct kvm_pit_channel_state *s)
-{
-	pthread_mutex_lock(&c->lock);
-	for (unsigned n = 0; n < 3; n++) {
-		const struct kvm_pit_channel_state *in = &s[n];
-		struct pit_counter *k = &c->pit.c[n];
-
-		k->latch = in->latched_count;
-		k->latched = in->count_latched;
-		k->status_latched = in->status_latched;
-		k->status = in->status;
-		k->rw_read = in->read_state;
-		k->rw_write = in->write_state;
-		k->write_low = in->write_latch;
-		k->rw = in->rw_mode;
-		k->mode = in->mode;
-		k->bcd = in->bcd;
-		k->gate = in->gate;
-		pit_load_locked(c, n, in->count, chip_now());
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-long get_pit1(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = pit_of(vm);
-	struct kvm_pit_state s = {0};
-	long rc = user_read(&s, (void *)arg, sizeof(s));
-
-	if (rc < 0)
-		return rc;
-	if (!c)
-		return -ENXIO;
-	pit_out(c, s.channels);
-	return user_write((void *)arg, &s, sizeof(s));
-}
-
-long set_pit1(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = pit_of(vm);
-	struct kvm_pit_state s;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
-
-	if (rc < 0)
-		return rc;
-	if (!c)
-		return -ENXIO;
-	pit_in(c, s.channels);
-	return 0;
-}
-
-long get_pit2(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = pit_of(vm);
-	struct kvm_pit_state2 s = {0};
-
-	if (!c)
-		return -ENXIO;
-	pit_out(c, s.channels);
-	s.flags = c->pit.speaker && c->pit.out2 ? KVM_PIT_FLAGS_SPEAKER_DATA_ON : 0;
-	return user_write((void *)arg, &s, sizeof(s));
-}
-
-long set_pit2(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = pit_of(vm);
-	struct kvm_pit_state2 s;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
-
-	if (rc < 0)
-		return rc;
-	if (!c)
-		return -ENXIO;
-	pit_in(c, s.channels);
-	c->pit.out2 = s.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON;
-	return 0;
-}
-
-long reinject_control(struct vm *vm, unsigned long arg)
-{
-	struct chips *c = pit_of(vm);
-	struct kvm_reinject_control r;
-	long rc = user_read(&r, (void *)arg, sizeof(r));
-
-	if (rc < 0)
-		return rc;
-	if (!c)
-		return -ENXIO;
-	pthread_mutex_lock(&c->lock);
-	pit_reinject_locked(c, r.pit_reinject);
-	pthread_mutex_unlock(&c->lock);
-	return 0;
-}
-
-/* How the interface shows registers of an x2APIC: the id as an xAPIC's unless KVM_CAP_X2APIC_API said otherwise. */
-long get_lapic(struct kvm_vcpu *kv, unsigned long arg)
-{
-	struct lapic *l = lapic_of(&kv->cpu);
-	struct kvm_lapic_state s = {0};
-
-	if (!l)
-		return -EINVAL;
-	pthread_mutex_lock(&l->chips->lock);
-	irqfds_settle_locked(l->chips->owner, NULL);
-	for (u32 n = 0; n < LAPIC_REGS; n++) {
-		u32 val = l->reg[n];
-
-		if (n == LAPIC_PPR || n == LAPIC_TIMER_NOW)
-			lapic_read_locked(l, n, &val);
-		if (n == LAPIC_ID && l->x2apic && !l->chips->x2_format)
-			val <<= 24;
-		memcpy(s.regs + n * 16, &val, 4);
-	}
-	pthread_mutex_unlock(&l->chips->lock);
-	return user_write((void *)arg, &s, sizeof(s));
-}
-
-long set_lapic(struct kvm_vcpu *kv, unsigned long arg)
-{
-	struct lapic *l = lapic_of(&kv->cpu);
-	struct kvm_lapic_state s;
-	u32 id;
-	long rc = user_read(&s, (void *)arg, sizeof(s));
-
-	if (rc < 0)
-		return rc;
-	if (!l)
-		return -EINVAL;
-	pthread_mutex_lock(&l->chips->lock);
-	memcpy(&id, s.regs + LAPIC_ID * 16, 4);
-	if (l->x2apic && l->chips->x2_format && id != l->x2id) {
-		rc = -EINVAL;
-		goto out;
-	}
-	for (u32 n = 0; n < LAPIC_REGS; n++)
-		memcpy(&l->reg[n], s.regs + n * 16, 4);
-	lapic_version_locked(l);
-	lapic_changed_locked(l);
-	kv->cpu.cr8 = l->reg[LAPIC_TPR] >> 4 & 15;
-out:
-	pthread_mutex_unlock(&l->chips->lock);
 	return rc;
 }
 

@@ -32,6 +32,15 @@ bool is_eventfd(int fd)
 	return strcmp(to, "anon_inode:[eventfd]") == 0;
 }
 
+void eventfd_signal(int fd)
+{
+	const u64 one = 1;
+	/* EAGAIN: the counter is full, so whoever waits for it knows. */
+	ssize_t ignored = write(fd, &one, sizeof(one));
+
+	(void)ignored;
+}
+
 /* Do two descriptors, one of them `fd`, mean one eventfd? */
 bool same_file(int a, int b)
 {
@@ -219,7 +228,7 @@ static bool ring_put(struct vm12 *x, bool pio, u64 addr, u32 len, const u8 *data
 bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 {
 	struct vm12 *x = v->vm->x12;
-	u64 val = 0, one = 1;
+	u64 val = 0;
 	unsigned n;
 
 	if (x->chips) {
@@ -237,10 +246,7 @@ bool io_write_taken(struct vcpu *v, bool pio, u64 addr, u32 len, const u8 *data)
 		memcpy(&val, data, len);
 		n = ioev_find(x, pio, addr, len, val);
 		if (n < x->n_ioev) {
-			/* EAGAIN: the counter is full, so whoever waits for it knows. */
-			ssize_t ignored = write(x->ioev[n].fd, &one, sizeof(one));
-
-			(void)ignored;
+			eventfd_signal(x->ioev[n].fd);
 			return true;
 		}
 	}

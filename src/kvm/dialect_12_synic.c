@@ -537,16 +537,11 @@ long hyperv_eventfd(struct vm *vm, unsigned long arg)
 bool hv_conn_signal(struct vm *vm, u32 id)
 {
 	struct hv_conn *c;
-	u64 one = 1;
 
 	pthread_mutex_lock(&vm->x12->hv_lock);
 	c = *conn_find(vm->x12, id);
-	if (c) {
-		/* EAGAIN: the counter is full, so whoever waits for it knows. */
-		ssize_t ignored = write(c->fd, &one, sizeof(one));
-
-		(void)ignored;
-	}
+	if (c)
+		eventfd_signal(c->fd);
 	pthread_mutex_unlock(&vm->x12->hv_lock);
 	return c;
 }
