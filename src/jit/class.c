@@ -169,128 +169,83 @@ static void string_once(const struct insn *i, struct nat *n)
 	}
 }
 
-static void classify_int(const struct insn *i, u32 key, struct nat *n)
+/* JMP and CALL: relative, or near through ModRM.rm, which has `digit` in ModRM.reg. */
+static void jump(const struct insn *i, struct nat *n, enum cls relative, enum cls indirect, unsigned digit)
 {
-	bool branch_size = key_word(key, i->osize);
+	if (i->op[0].kind == OPK_REL)
+		n->cls = (u8)relative;
+	else if (i->op[0].kind == OPK_GPR || (i->op[0].kind == OPK_MEM && (i->modrm >> 3 & 7) == digit))
+		n->cls = (u8)indirect;
+	n->rm_r = true;
+	n->size = n->rm_size = i->osize;
+}
 
+/* Arithmetic. True: it is one of these, as for the next three; *n says how it is translated, and stays K_HANDLER where
+ * it is not. */
+static bool classify_arith(const struct insn *i, u32 key, struct nat *n)
+{
 	switch (i->mnemonic) {
-	case ZYDIS_MNEMONIC_MOV:
-		mov(i, n);
-		if (n->cls == K_HANDLER)
-			system_classify(i, key, n);
-		return;
 	case ZYDIS_MNEMONIC_ADD:
 	case ZYDIS_MNEMONIC_OR:
 	case ZYDIS_MNEMONIC_AND:
 	case ZYDIS_MNEMONIC_SUB:
 	case ZYDIS_MNEMONIC_XOR:
 		alu(i, n, 0, true);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_ADC:
 	case ZYDIS_MNEMONIC_SBB:
 		alu(i, n, F_CF, true);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CMP:
 	case ZYDIS_MNEMONIC_TEST:
 		alu(i, n, 0, false);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_INC:
 	case ZYDIS_MNEMONIC_DEC:
 		rmw(n, 0, F_ALL & ~F_CF);
 		n->size = n->rm_size = i->op[0].size;
 		if (i->opcode >= 0x40 && i->opcode <= 0x4f) {
 			n->cls = K_INCDEC;
-			return;
+			return true;
 		}
 		n->digit = n->rm_r = n->rm_w = true;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_NEG:
 		rmw(n, 0, F_ALL);
 		n->size = n->rm_size = i->op[0].size;
 		n->digit = n->rm_r = n->rm_w = true;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_NOT:
 		n->cls = K_MODRM;
 		n->size = n->rm_size = i->op[0].size;
 		n->digit = n->rm_r = n->rm_w = true;
-		return;
-	case ZYDIS_MNEMONIC_SHL:
-	case ZYDIS_MNEMONIC_SHR:
-	case ZYDIS_MNEMONIC_SAR:
-		shift(i, n, false, false);
-		return;
-	case ZYDIS_MNEMONIC_ROL:
-	case ZYDIS_MNEMONIC_ROR:
-		shift(i, n, true, false);
-		return;
-	case ZYDIS_MNEMONIC_RCL:
-	case ZYDIS_MNEMONIC_RCR:
-		shift(i, n, true, true);
-		return;
-	case ZYDIS_MNEMONIC_SHLD:
-	case ZYDIS_MNEMONIC_SHRD:
-		if (i->op[0].size == 2)
-			return;
-		n->cls = K_MODRM;
-		n->fmod = true;
-		n->reg_r = n->rm_r = n->rm_w = true;
-		n->size = n->rm_size = i->op[0].size;
-		if ((i->opcode == 0xa4 || i->opcode == 0xac) && ((unsigned)i->imm & (n->size == 8 ? 63 : 31)))
-			n->fw = F_ALL;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_MUL:
 		rmw(n, 0, F_CF | F_OF); /* AMD leaves the undefined ones alone */
 		n->size = n->rm_size = i->op[0].size;
 		n->digit = n->rm_r = true;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_IMUL:
 		rmw(n, 0, F_CF | F_OF);
 		n->size = n->rm_size = i->op[0].size;
 		if (i->map == 0 && (i->opcode == 0xf6 || i->opcode == 0xf7)) {
 			n->digit = n->rm_r = true;
-			return;
+			return true;
 		}
 		n->rm_r = n->reg_w = true;
 		n->reg_r = i->map == 1 || n->size < 4;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_DIV:
 	case ZYDIS_MNEMONIC_IDIV:
 		if (i->op[0].size < 2)
-			return;
+			return true;
 		n->cls = K_DIV;
 		n->fmod = true; /* undefined flags come out as on the host, from the flags before */
 		n->size = n->rm_size = i->op[0].size;
-		return;
-	case ZYDIS_MNEMONIC_MOVZX:
-	case ZYDIS_MNEMONIC_MOVSX:
-	case ZYDIS_MNEMONIC_MOVSXD:
-		if (i->mnemonic == ZYDIS_MNEMONIC_MOVSXD && i->op[0].size != 8)
-			return;
-		reg_rm(n, i->op[0].size, i->op[1].size, false);
-		return;
-	case ZYDIS_MNEMONIC_BSF:
-	case ZYDIS_MNEMONIC_BSR:
-		reg_rm(n, i->op[0].size, i->op[1].size, true);
-		n->fmod = true;
-		return;
-	case ZYDIS_MNEMONIC_TZCNT:
-	case ZYDIS_MNEMONIC_LZCNT:
-	case ZYDIS_MNEMONIC_POPCNT:
-		if (i->op[0].size == 2)
-			return;
-		reg_rm(n, i->op[0].size, i->op[1].size, false);
-		n->fmod = true;
-		n->fw = i->mnemonic == ZYDIS_MNEMONIC_POPCNT ? F_ALL : 0;
-		return;
-	case ZYDIS_MNEMONIC_MOVBE:
-		n->cls = K_MODRM;
-		n->size = n->rm_size = i->osize;
-		n->rm_w = n->reg_r = i->op[0].kind == OPK_MEM;
-		n->rm_r = n->reg_w = !n->rm_w;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CRC32:
 		reg_rm(n, i->op[0].size, i->op[1].size, true);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_ADCX:
 	case ZYDIS_MNEMONIC_ADOX: {
 		const u8 flag = i->mnemonic == ZYDIS_MNEMONIC_ADCX ? F_CF : F_OF;
@@ -298,69 +253,143 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 		reg_rm(n, i->op[0].size, i->op[0].size, true);
 		n->fmod = true;
 		n->fr = n->fw = flag;
-		return;
+		return true;
 	}
+	default:
+		return false;
+	}
+}
+
+/* Shifts, and single bits. */
+static bool classify_bits(const struct insn *i, u32 key, struct nat *n)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR:
+		shift(i, n, false, false);
+		return true;
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+		shift(i, n, true, false);
+		return true;
+	case ZYDIS_MNEMONIC_RCL:
+	case ZYDIS_MNEMONIC_RCR:
+		shift(i, n, true, true);
+		return true;
+	case ZYDIS_MNEMONIC_SHLD:
+	case ZYDIS_MNEMONIC_SHRD:
+		if (i->op[0].size == 2)
+			return true;
+		n->cls = K_MODRM;
+		n->fmod = true;
+		n->reg_r = n->rm_r = n->rm_w = true;
+		n->size = n->rm_size = i->op[0].size;
+		if ((i->opcode == 0xa4 || i->opcode == 0xac) && ((unsigned)i->imm & (n->size == 8 ? 63 : 31)))
+			n->fw = F_ALL;
+		return true;
+	case ZYDIS_MNEMONIC_BSF:
+	case ZYDIS_MNEMONIC_BSR:
+		reg_rm(n, i->op[0].size, i->op[1].size, true);
+		n->fmod = true;
+		return true;
+	case ZYDIS_MNEMONIC_TZCNT:
+	case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_POPCNT:
+		if (i->op[0].size == 2)
+			return true;
+		reg_rm(n, i->op[0].size, i->op[1].size, false);
+		n->fmod = true;
+		n->fw = i->mnemonic == ZYDIS_MNEMONIC_POPCNT ? F_ALL : 0;
+		return true;
 	case ZYDIS_MNEMONIC_BT:
 		bit_test(i, key, n, false);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_BTS:
 	case ZYDIS_MNEMONIC_BTR:
 	case ZYDIS_MNEMONIC_BTC:
 		bit_test(i, key, n, true);
-		return;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Copies, exchanges, and what does nothing that can be seen. */
+static bool classify_data(const struct insn *i, u32 key, struct nat *n)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_MOV:
+		mov(i, n);
+		if (n->cls == K_HANDLER)
+			system_classify(i, key, n);
+		return true;
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD:
+		if (i->mnemonic == ZYDIS_MNEMONIC_MOVSXD && i->op[0].size != 8)
+			return true;
+		reg_rm(n, i->op[0].size, i->op[1].size, false);
+		return true;
+	case ZYDIS_MNEMONIC_MOVBE:
+		n->cls = K_MODRM;
+		n->size = n->rm_size = i->osize;
+		n->rm_w = n->reg_r = i->op[0].kind == OPK_MEM;
+		n->rm_r = n->reg_w = !n->rm_w;
+		return true;
 	case ZYDIS_MNEMONIC_XCHG:
 		if (i->map == 0 && i->opcode >= 0x90 && i->opcode <= 0x97) {
 			n->cls = K_XCHGA;
 			n->size = i->op[0].size;
-			return;
+			return true;
 		}
 		n->cls = K_MODRM;
 		n->reg_r = n->reg_w = n->rm_r = n->rm_w = true;
 		n->size = n->rm_size = i->op[0].size;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_XADD:
 		rmw(n, 0, F_ALL);
 		n->reg_r = n->reg_w = n->rm_r = n->rm_w = true;
 		n->size = n->rm_size = i->op[0].size;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CMPXCHG:
 		rmw(n, 0, F_ALL);
 		n->reg_r = n->rm_r = n->rm_w = true;
 		n->size = n->rm_size = i->op[0].size;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CMPXCHG8B:
 		rmw(n, 0, F_ZF);
 		n->digit = n->rm_r = n->rm_w = true;
 		n->size = 4;
 		n->rm_size = 8;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CMPXCHG16B:
 		rmw(n, 0, F_ZF);
 		n->digit = n->rm_r = n->rm_w = true;
 		n->size = 8;
 		n->rm_size = n->align = 16;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_LEA:
 		n->cls = K_LEA;
 		n->size = i->op[0].size;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_ENDBR64:
 	case ZYDIS_MNEMONIC_ENDBR32:
 		n->cls = K_NOP;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_PREFETCHNTA:
 	case ZYDIS_MNEMONIC_PREFETCHT0:
 	case ZYDIS_MNEMONIC_PREFETCHT1:
 	case ZYDIS_MNEMONIC_PREFETCHT2:
 	case ZYDIS_MNEMONIC_PREFETCHW:
 		n->cls = K_NOP;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_LFENCE:
 	case ZYDIS_MNEMONIC_MFENCE:
 	case ZYDIS_MNEMONIC_SFENCE:
 		n->cls = K_RAW;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_CBW:
 	case ZYDIS_MNEMONIC_CWDE:
 	case ZYDIS_MNEMONIC_CDQE:
@@ -368,121 +397,130 @@ static void classify_int(const struct insn *i, u32 key, struct nat *n)
 	case ZYDIS_MNEMONIC_CDQ:
 	case ZYDIS_MNEMONIC_CQO:
 		n->cls = K_RAW;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_BSWAP:
 		if (i->op[0].size == 2)
-			return;
+			return true;
 		n->cls = K_BSWAP;
 		n->size = i->op[0].size;
-		return;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Branches, the stack, single flags, and what belongs to the system. */
+static bool classify_flow(const struct insn *i, u32 key, struct nat *n)
+{
+	bool branch_size = key_word(key, i->osize);
+
+	switch (i->mnemonic) {
 	case ZYDIS_MNEMONIC_PUSH:
 		stack_op(i, key, n, K_PUSH);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_POP:
 		stack_op(i, key, n, K_POP);
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_LEAVE:
 		if (branch_size)
 			n->cls = K_LEAVE;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		if (!(key & KEY_64) || i->osize != 8)
-			return;
+			return true;
 		n->cls = K_PUSHF;
 		n->fr = F_ALL;
-		return;
-	case ZYDIS_MNEMONIC_RDTSC:
-	case ZYDIS_MNEMONIC_RDTSCP:
-		n->cls = K_TSC;
-		return;
-	case ZYDIS_MNEMONIC_SWAPGS:
-		if ((key & KEY_64) && (key & KEY_CPL0))
-			n->cls = K_SWAPGS;
-		return;
-	case ZYDIS_MNEMONIC_CLD:
-	case ZYDIS_MNEMONIC_STD:
-		n->cls = K_DF;
-		return;
-	case ZYDIS_MNEMONIC_CLI:
-		if (key & KEY_CPL0)
-			n->cls = K_CLI;
-		return;
-	case ZYDIS_MNEMONIC_STI:
-		if (key & KEY_CPL0)
-			n->cls = K_STI;
-		return;
-	case ZYDIS_MNEMONIC_SAHF:
-		rmw(n, 0, F_ALL & ~F_OF);
-		n->cls = K_RAW;
-		return;
-	case ZYDIS_MNEMONIC_LAHF:
-		n->cls = K_RAW;
-		n->fr = F_ALL & ~F_OF;
-		return;
-	case ZYDIS_MNEMONIC_CMC:
-		rmw(n, F_CF, F_CF);
-		n->cls = K_RAW;
-		return;
-	case ZYDIS_MNEMONIC_CLC:
-	case ZYDIS_MNEMONIC_STC:
-		rmw(n, 0, F_CF);
-		n->cls = K_RAW;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_JMP:
-		if (!branch_size)
-			return;
-		if (i->op[0].kind == OPK_REL)
-			n->cls = K_JMP;
-		else if (i->op[0].kind == OPK_GPR || (i->op[0].kind == OPK_MEM && (i->modrm >> 3 & 7) == 4))
-			n->cls = K_JMPI;
-		n->rm_r = true;
-		n->size = n->rm_size = i->osize;
-		return;
+		if (branch_size)
+			jump(i, n, K_JMP, K_JMPI, 4);
+		return true;
 	case ZYDIS_MNEMONIC_CALL:
-		if (!branch_size)
-			return;
-		if (i->op[0].kind == OPK_REL)
-			n->cls = K_CALL;
-		else if (i->op[0].kind == OPK_GPR || (i->op[0].kind == OPK_MEM && (i->modrm >> 3 & 7) == 2))
-			n->cls = K_CALLI;
-		n->rm_r = true;
-		n->size = n->rm_size = i->osize;
-		return;
+		if (branch_size)
+			jump(i, n, K_CALL, K_CALLI, 2);
+		return true;
 	case ZYDIS_MNEMONIC_LOOP:
 	case ZYDIS_MNEMONIC_JCXZ:
 	case ZYDIS_MNEMONIC_JECXZ:
 	case ZYDIS_MNEMONIC_JRCXZ:
 		if (branch_size)
 			n->cls = K_COUNT;
-		return;
+		return true;
 	case ZYDIS_MNEMONIC_RET:
 		if (branch_size && (i->opcode == 0xc3 || i->opcode == 0xc2))
 			n->cls = K_RET;
-		return;
+		return true;
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
+		n->cls = K_TSC;
+		return true;
+	case ZYDIS_MNEMONIC_SWAPGS:
+		if ((key & KEY_64) && (key & KEY_CPL0))
+			n->cls = K_SWAPGS;
+		return true;
+	case ZYDIS_MNEMONIC_CLD:
+	case ZYDIS_MNEMONIC_STD:
+		n->cls = K_DF;
+		return true;
+	case ZYDIS_MNEMONIC_CLI:
+		if (key & KEY_CPL0)
+			n->cls = K_CLI;
+		return true;
+	case ZYDIS_MNEMONIC_STI:
+		if (key & KEY_CPL0)
+			n->cls = K_STI;
+		return true;
+	case ZYDIS_MNEMONIC_SAHF:
+		rmw(n, 0, F_ALL & ~F_OF);
+		n->cls = K_RAW;
+		return true;
+	case ZYDIS_MNEMONIC_LAHF:
+		n->cls = K_RAW;
+		n->fr = F_ALL & ~F_OF;
+		return true;
+	case ZYDIS_MNEMONIC_CMC:
+		rmw(n, F_CF, F_CF);
+		n->cls = K_RAW;
+		return true;
+	case ZYDIS_MNEMONIC_CLC:
+	case ZYDIS_MNEMONIC_STC:
+		rmw(n, 0, F_CF);
+		n->cls = K_RAW;
+		return true;
 	default:
-		break;
+		return false;
 	}
-	string_once(i, n);
-	system_classify(i, key, n);
-	if (i->map == 1 && (i->opcode & 0xf0) == 0x80 && i->op[0].kind == OPK_REL) {
-		if (branch_size) {
-			n->cls = K_JCC;
-			n->fr = cc_flags(i->opcode & 15);
-		}
-	} else if (i->map == 0 && (i->opcode & 0xf0) == 0x70 && i->op[0].kind == OPK_REL) {
-		if (branch_size) {
-			n->cls = K_JCC;
-			n->fr = cc_flags(i->opcode & 15);
-		}
-	} else if (i->map == 1 && (i->opcode & 0xf0) == 0x90) {
+}
+
+/* Jcc, SETcc, CMOVcc: by their opcodes. */
+static void classify_cc(const struct insn *i, u32 key, struct nat *n)
+{
+	const u8 high = i->opcode & 0xf0;
+
+	if (i->op[0].kind == OPK_REL && ((i->map == 0 && high == 0x70) || (i->map == 1 && high == 0x80))) {
+		if (!key_word(key, i->osize))
+			return;
+		n->cls = K_JCC;
+	} else if (i->map == 1 && high == 0x90) {
 		n->cls = K_MODRM;
 		n->digit = n->rm_w = true;
-		n->fr = cc_flags(i->opcode & 15);
 		n->size = n->rm_size = 1;
-	} else if (i->map == 1 && (i->opcode & 0xf0) == 0x40 && i->op[0].kind == OPK_GPR) {
+	} else if (i->map == 1 && high == 0x40 && i->op[0].kind == OPK_GPR) {
 		reg_rm(n, i->op[0].size, i->op[1].size, true);
-		n->fr = cc_flags(i->opcode & 15);
+	} else {
+		return;
 	}
+	n->fr = cc_flags(i->opcode & 15);
+}
+
+static void classify_int(const struct insn *i, u32 key, struct nat *n)
+{
+	if (classify_arith(i, key, n) || classify_bits(i, key, n) || classify_data(i, key, n) ||
+	    classify_flow(i, key, n))
+		return;
+	string_once(i, n);
+	system_classify(i, key, n);
+	classify_cc(i, key, n);
 }
 
 /*
