@@ -702,7 +702,6 @@ static long call_exit_group(struct sthread *t, struct kframe *f)
 static long do_call(struct sthread *t, struct kframe *f)
 {
 	struct kregs *r = &f->regs;
-	long rc;
 
 	switch (r->ax) {
 	case SYS_ioctl:
@@ -838,8 +837,7 @@ static long do_call(struct sthread *t, struct kframe *f)
 	case SYS_seccomp:
 		return call_seccomp(t, f);
 	}
-	rc = pass(t, f);
-	return rc;
+	return pass(t, f);
 }
 
 void static_system_call(struct sthread *t, struct kframe *f, int nr)

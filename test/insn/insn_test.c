@@ -26,109 +26,138 @@ static u64 seed_of(u64 seed, const struct form *f, unsigned n)
 	return h ^ (h >> 29);
 }
 
-int main(int argc, char **argv)
-{
-	u64 seed = (u64)time(NULL), passed = 0, failed = 0;
-	unsigned cases = 200000, each = 20, max_reports = 20, reports = 0, ungenerated = 0, failed_forms = 0;
-	const char *filter = NULL;
-	bool verbose = false, host_32;
-	u64 unjudged = 0, unsteady = 0;
+static struct {
+	u64 seed;
+	unsigned cases, each, max_reports;
+	const char *filter;
+	bool verbose;
+} opt = {.cases = 200000, .each = 20, .max_reports = 20};
 
+/* What came of all cases. */
+static struct {
+	u64 passed, failed;
+	u64 unjudged; /* neither the host nor the interpreter runs them */
+	u64 unsteady; /* the host gave another vector the second time */
+	unsigned reports, ungenerated, failed_forms;
+} sum;
+
+static bool host_32;
+
+static bool parse(int argc, char **argv)
+{
+	opt.seed = (u64)time(NULL);
 	for (int n = 1; n < argc; n++) {
 		const char *arg = n + 1 < argc ? argv[n + 1] : "";
 
 		if (!strcmp(argv[n], "-v")) {
-			verbose = true;
+			opt.verbose = true;
 			continue;
 		}
 		if (!strcmp(argv[n], "--seed"))
-			seed = strtoull(arg, NULL, 0);
+			opt.seed = strtoull(arg, NULL, 0);
 		else if (!strcmp(argv[n], "--cases"))
-			cases = (unsigned)strtoul(arg, NULL, 0);
+			opt.cases = (unsigned)strtoul(arg, NULL, 0);
 		else if (!strcmp(argv[n], "--each"))
-			each = (unsigned)strtoul(arg, NULL, 0);
+			opt.each = (unsigned)strtoul(arg, NULL, 0);
 		else if (!strcmp(argv[n], "--max-reports"))
-			max_reports = (unsigned)strtoul(arg, NULL, 0);
+			opt.max_reports = (unsigned)strtoul(arg, NULL, 0);
 		else if (!strcmp(argv[n], "--form"))
-			filter = arg;
-		else {
-			fprintf(stderr, "usage: insn_test [--seed S] [--cases N] [--each N] [--form SUBSTRING] "
-			                "[--max-reports N] [-v]\n");
-			return 2;
-		}
+			opt.filter = arg;
+		else
+			return false;
 		n++;
 	}
+	return true;
+}
+
+/* The case that was generated, on both. `known`: its form has failed before, so nothing is reported again. */
+static void run_case(bool known)
+{
+	bool by_host = host_32 || c.form->mode == DECODE_64;
+	const char *why;
+
+	if (by_host) {
+		native_run(&c, &want);
+	} else if (!guest_judge(&c, &want)) {
+		sum.unjudged++;
+		return;
+	}
+	guest_run(&c, &got);
+	/* Once in some 100,000 cases that leave a wild RSP, some virtual machines report #UD for the INT3 behind it.
+	 * What the host does not say twice does not count; what it does say twice, does. */
+	if (!outcomes_agree(&c, &want, &got, &why) && by_host) {
+		native_run(&c, &again);
+		if (again.vector != want.vector) {
+			sum.unsteady++;
+			want = again;
+		}
+	}
+	if (outcomes_agree(&c, &want, &got, &why)) {
+		sum.passed++;
+		return;
+	}
+	sum.failed++;
+	if (sum.reports < opt.max_reports && !known) {
+		sum.reports++;
+		report(&c, &want, &got, why);
+	}
+}
+
+static void run_form(struct form *f)
+{
+	u64 before = sum.failed, failed;
+
+	for (unsigned n = 0; n < opt.each; n++) {
+		rng_state = seed_of(opt.seed, f, n);
+		if (!gen_case(f, &c)) {
+			sum.ungenerated++;
+			break;
+		}
+		f->cases++;
+		run_case(sum.failed > before);
+	}
+	failed = sum.failed - before;
+	if (failed)
+		sum.failed_forms++;
+	if (opt.verbose || failed)
+		printf("%s %u-bit %s map %u opcode %02x: %u cases, %llu failed\n", failed ? "BAD" : "ok ",
+		       f->mode == DECODE_64 ? 64 : 32, mnemonic_name(f->mnemonic), f->map, f->opcode, f->cases,
+		       (unsigned long long)failed);
+}
+
+int main(int argc, char **argv)
+{
+	if (!parse(argc, argv)) {
+		fprintf(stderr, "usage: insn_test [--seed S] [--cases N] [--each N] [--form SUBSTRING] "
+		                "[--max-reports N] [-v]\n");
+		return 2;
+	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	rng_state = seed;
+	rng_state = opt.seed;
 	native_init();
 	guest_init();
-	forms_enumerate(filter);
+	forms_enumerate(opt.filter);
 	if (!nforms) {
 		printf("no form matches\n");
 		return 2;
 	}
-	if ((u64)each * nforms < cases)
-		each = (cases + nforms - 1) / nforms;
+	if ((u64)opt.each * nforms < opt.cases)
+		opt.each = (opt.cases + nforms - 1) / nforms;
 	host_32 = native_runs_32();
-	printf("seed %llu, %u forms, %u cases each\n", (unsigned long long)seed, nforms, each);
+	printf("seed %llu, %u forms, %u cases each\n", (unsigned long long)opt.seed, nforms, opt.each);
 	gen_init();
-	for (unsigned f = 0; f < nforms; f++) {
-		u64 before = failed;
-
-		for (unsigned n = 0; n < each; n++) {
-			const char *why;
-
-			rng_state = seed_of(seed, &forms[f], n);
-			if (!gen_case(&forms[f], &c)) {
-				ungenerated++;
-				break;
-			}
-			forms[f].cases++;
-			if (host_32 || c.form->mode == DECODE_64) {
-				native_run(&c, &want);
-			} else if (!guest_judge(&c, &want)) {
-				unjudged++;
-				continue;
-			}
-			guest_run(&c, &got);
-			/* Once in some 100,000 cases that leave a wild RSP, some virtual machines report #UD for the
-			 * INT3 behind it. What the host does not say twice does not count; what it does say twice,
-			 * does. */
-			if (!outcomes_agree(&c, &want, &got, &why) && (host_32 || c.form->mode == DECODE_64)) {
-				native_run(&c, &again);
-				if (again.vector != want.vector) {
-					unsteady++;
-					want = again;
-				}
-			}
-			if (outcomes_agree(&c, &want, &got, &why)) {
-				passed++;
-				continue;
-			}
-			failed++;
-			if (reports < max_reports && failed == before + 1) {
-				reports++;
-				report(&c, &want, &got, why);
-			}
-		}
-		if (failed > before)
-			failed_forms++;
-		if (verbose || failed > before)
-			printf("%s %u-bit %s map %u opcode %02x: %u cases, %llu failed\n",
-			       failed > before ? "BAD" : "ok ", forms[f].mode == DECODE_64 ? 64 : 32,
-			       mnemonic_name(forms[f].mnemonic), forms[f].map, forms[f].opcode, forms[f].cases,
-			       (unsigned long long)(failed - before));
-	}
-	if (unsteady)
-		printf("the host gave %llu cases another vector the second time\n", (unsigned long long)unsteady);
+	for (unsigned f = 0; f < nforms; f++)
+		run_form(&forms[f]);
+	if (sum.unsteady)
+		printf("the host gave %llu cases another vector the second time\n", (unsigned long long)sum.unsteady);
 	if (!host_32)
 		printf("the host runs no 32-bit code: %llu of its cases not run, the others judged by the "
 		       "interpreter\n",
-		       (unsigned long long)unjudged);
-	if (ungenerated)
-		printf("%u forms have fewer than %u cases\n", ungenerated, each);
-	if (failed_forms)
-		printf("%u forms failed; repeat with --seed %llu\n", failed_forms, (unsigned long long)seed);
-	printf("%llu passed, %llu failed\n", (unsigned long long)passed, (unsigned long long)failed);
-	return failed != 0;
+		       (unsigned long long)sum.unjudged);
+	if (sum.ungenerated)
+		printf("%u forms have fewer than %u cases\n", sum.ungenerated, opt.each);
+	if (sum.failed_forms)
+		printf("%u forms failed; repeat with --seed %llu\n", sum.failed_forms, (unsigned long long)opt.seed);
+	printf("%llu passed, %llu failed\n", (unsigned long long)sum.passed, (unsigned long long)sum.failed);
+	return sum.failed != 0;
 }

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "system.h"
+#include "drive.h"
 
 const bool drive_is_oracle = true;
 
@@ -23,46 +23,16 @@ struct machine {
 	int irq; /* queued by the snippet, not injected yet; -1: none */
 };
 
-static struct kvm_segment kseg(const struct start_seg *s)
-{
-	return (struct kvm_segment){.base = s->base,
-	                            .limit = s->limit,
-	                            .selector = s->sel,
-	                            .type = s->type,
-	                            .present = !s->unusable,
-	                            .dpl = s->dpl,
-	                            .db = s->db,
-	                            .s = s->s,
-	                            .l = s->l,
-	                            .g = s->g,
-	                            .unusable = s->unusable};
-}
-
 static int load(struct machine *m, const struct start *st)
 {
-	struct kvm_regs r = {.rip = st->rip, .rsp = st->rsp, .rflags = st->rflags};
+	struct kvm_regs r = start_regs(st);
 	struct kvm_sregs s;
 
 	if (ioctl(m->vcpu, KVM_GET_SREGS, &s) < 0)
 		return -1;
-	s.cs = kseg(&st->seg[S_CS]);
-	s.ds = kseg(&st->seg[S_DS]);
-	s.es = kseg(&st->seg[S_ES]);
-	s.fs = kseg(&st->seg[S_FS]);
-	s.gs = kseg(&st->seg[S_GS]);
-	s.ss = kseg(&st->seg[S_SS]);
-	s.tr = kseg(&st->seg[S_TR]);
+	start_sregs(st, &s);
 	/* The oracle's QEMU takes a busy TSS for a broken one: LTR leaves the hidden part "available" there. */
 	s.tr.type = 9;
-	s.ldt = kseg(&st->seg[S_LDT]);
-	s.gdt.base = st->gdt_base;
-	s.gdt.limit = st->gdt_limit;
-	s.idt.base = st->idt_base;
-	s.idt.limit = st->idt_limit;
-	s.cr0 = st->cr0;
-	s.cr3 = st->cr3;
-	s.cr4 = st->cr4;
-	s.efer = st->efer;
 	if (ioctl(m->vcpu, KVM_SET_SREGS, &s) < 0)
 		return -1;
 	return ioctl(m->vcpu, KVM_SET_REGS, &r);
