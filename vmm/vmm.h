@@ -25,8 +25,7 @@
 #define IRQ_RTC 8
 #define IRQ_ACPI 9
 
-/* ---- memory.c: guest RAM
- * ------------------------------------------------------------------------------------------------ */
+/* ---- memory.c: guest RAM ----------------------------------------------------------------------------------------- */
 
 struct ram_range {
 	uint64_t gpa, size;
@@ -46,8 +45,7 @@ uint8_t *ram_at(const struct ram *ram, uint64_t gpa, uint64_t size);
 /* End of the RAM below 4 GiB. */
 uint64_t ram_low_end(const struct ram *ram);
 
-/* ---- i8259.c: the interrupt controller pair
- * -------------------------------------------------------------------------------- */
+/* ---- i8259.c: the interrupt controller pair ---------------------------------------------------------------------- */
 
 struct i8259 {
 	struct i8259_chip {
@@ -65,8 +63,7 @@ uint8_t i8259_ack(struct i8259 *pic);
 uint8_t i8259_in(struct i8259 *pic, uint16_t port);
 void i8259_out(struct i8259 *pic, uint16_t port, uint8_t val);
 
-/* ---- i8254.c: the timer, and port 0x61
- * -------------------------------------------------------------------------------------- */
+/* ---- i8254.c: the timer, and port 0x61 --------------------------------------------------------------------------- */
 
 struct i8254 {
 	struct i8254_channel {
@@ -87,8 +84,7 @@ void i8254_out(struct i8254 *pit, uint16_t port, uint8_t val, uint64_t now);
 /* Raises IRQ 0 when it is due. Returns when to come back (ns), or 0. */
 uint64_t i8254_poll(struct i8254 *pit, struct i8259 *pic, uint64_t now);
 
-/* ---- mc146818.c: real-time clock and CMOS
- * ------------------------------------------------------------------------------------ */
+/* ---- mc146818.c: real-time clock and CMOS ------------------------------------------------------------------------ */
 
 struct mc146818 {
 	uint8_t index, ram[128];
@@ -101,8 +97,7 @@ uint8_t mc146818_in(struct mc146818 *rtc, uint16_t port, struct i8259 *pic);
 void mc146818_out(struct mc146818 *rtc, uint16_t port, uint8_t val);
 uint64_t mc146818_poll(struct mc146818 *rtc, struct i8259 *pic, uint64_t now);
 
-/* ---- uart16550.c: the serial port
- * --------------------------------------------------------------------------------------------- */
+/* ---- uart16550.c: the serial port -------------------------------------------------------------------------------- */
 
 struct uart16550 {
 	uint8_t ier, fcr, lcr, mcr, scr, dll, dlm;
@@ -121,8 +116,7 @@ unsigned uart16550_room(const struct uart16550 *u);
 bool uart16550_listening(const struct uart16550 *u);
 void uart16550_receive(struct uart16550 *u, uint8_t c, struct i8259 *pic);
 
-/* ---- acpi.c: tables, and the power-management registers
- * ---------------------------------------------------------------------- */
+/* ---- acpi.c: tables, and the power-management registers ---------------------------------------------------------- */
 
 #define ACPI_PM1_EVT 0x600
 #define ACPI_PM1_CNT 0x604
@@ -139,16 +133,14 @@ uint64_t acpi_write_tables(struct ram *ram);
 uint32_t acpi_in(struct acpi_pm *pm, uint16_t port, unsigned size, uint64_t now);
 void acpi_out(struct acpi_pm *pm, uint16_t port, unsigned size, uint32_t val);
 
-/* ---- unpack.c: a bzImage's compressed payload
- * ---------------------------------------------------------------------------------- */
+/* ---- unpack.c: a bzImage's compressed payload -------------------------------------------------------------------- */
 
 /* Name of the format by its first bytes, NULL when unknown. */
 const char *unpack_format(const uint8_t *data, size_t size);
 /* Unpacks all of it into a malloc'ed block. NULL: `*why` says what is wrong. */
 uint8_t *unpack(const uint8_t *data, size_t size, size_t *out_size, const char **why);
 
-/* ---- loader.c: kernel, initrd and command line into guest memory
- * ------------------------------------------------------------------ */
+/* ---- loader.c: kernel, initrd and command line into guest memory ------------------------------------------------- */
 
 struct boot_options {
 	const char *kernel, *initrd, *append;
@@ -165,8 +157,7 @@ struct boot_entry {
 /* 0; or -1 after one line on stderr. */
 int loader_load(const struct boot_options *opt, struct ram *ram, struct boot_entry *entry);
 
-/* ---- input.c: the terminal
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- input.c: the terminal --------------------------------------------------------------------------------------- */
 
 /* Starts reading stdin. A thread kicks the calling thread with KICK_SIGNAL when there is something. */
 #define KICK_SIGNAL SIGUSR1
@@ -179,9 +170,7 @@ bool input_quit(void);
 /* Puts the terminal back; safe in a signal handler, may be called twice. */
 void terminal_restore(void);
 
-/* ---- machine.c
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- machine.c --------------------------------------------------------------------------------------------------- */
 
 /* Runs a guest until it ends; the exit status of `devkvm boot`. */
 int machine_run(const struct boot_options *opt);

@@ -327,8 +327,7 @@ static inline u32 cpu_code_key(unsigned mode, unsigned dmode, unsigned cpl, bool
 	return mode | dmode << 3 | (u32)(cpl == 3) << 5 | (u32)stack_is_32 << 6;
 }
 
-/* ---- seg.c: segment loads, far control transfers, call gates, task switches ---------------------------------------
- */
+/* ---- seg.c: segment loads, far control transfers, call gates, task switches -------------------------------------- */
 
 void seg_derive(struct vcpu *v, unsigned n);
 /* Linear address of a data access, with limit, type and canonical checks. Slow path of vmem.h. STEP_OK or STEP_EXCP. */
@@ -347,13 +346,11 @@ void seg_set_flat_ss(struct vcpu *v, u16 sel, unsigned dpl);
 /* The I/O permission check of IN/OUT (IOPL, TSS bitmap). STEP_OK or STEP_EXCP (#GP). */
 int io_permitted(struct vcpu *v, u16 port, unsigned size);
 
-/* ---- task.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- task.c ------------------------------------------------------------------------------------------------------ */
 enum task_why { TASK_JMP, TASK_CALL, TASK_IRET, TASK_GATE };
 int task_switch(struct vcpu *v, u16 sel, enum task_why why, bool has_error, u32 error, u64 next_rip);
 
-/* ---- excp.c: raising and delivering -------------------------------------------------------------------------------
- */
+/* ---- excp.c: raising and delivering ------------------------------------------------------------------------------ */
 
 int excp_raise(struct vcpu *v, u8 vector);                /* fault without an error code; returns STEP_EXCP */
 int excp_raise_err(struct vcpu *v, u8 vector, u32 error); /* with one */
@@ -377,23 +374,20 @@ bool nmi_collect(struct vcpu *v); /* whether one is pending */
 /* We cannot go on: fills v->exit with EXIT_INTERNAL; returns STEP_EXIT. */
 int cpu_internal_error(struct vcpu *v, const char *why);
 
-/* ---- cr.c ---------------------------------------------------------------------------------------------------------
- */
+/* ---- cr.c -------------------------------------------------------------------------------------------------------- */
 int cr_read(struct vcpu *v, unsigned n, u64 *val); /* #UD for CRs that are not there */
 int cr_write(struct vcpu *v, unsigned n,
              u64 val); /* all checks; STEP_OK, STEP_JUMP (mode or mapping changed) or STEP_EXCP */
 int xcr_write(struct vcpu *v, u32 n, u64 val);
 
-/* ---- msr.c --------------------------------------------------------------------------------------------------------
- */
+/* ---- msr.c ------------------------------------------------------------------------------------------------------- */
 /* Architectural access; returns 0, or -1 for #GP. `host`: from an ioctl, skips guest-only checks. */
 int msr_read(struct vcpu *v, u32 msr, u64 *val);
 int msr_read_model(struct vcpu *v, u32 msr, u64 *val); /* what ops->msr_read() passed on */
 int msr_write(struct vcpu *v, u32 msr, u64 val, bool host);
 u64 tsc_read(const struct vcpu *v);
 
-/* ---- cpuid.c: what the model processor offers -----------------------------------------------------------------------
- */
+/* ---- cpuid.c: what the model processor offers -------------------------------------------------------------------- */
 /* The leaf as this processor offers it: implemented and present on the host. */
 void cpuid_leaf(u32 leaf, u32 subleaf, u32 out[4]);
 /* The same as this vCPU sees it now: OSXSAVE and the XSAVE sizes follow CR4 and XCR0. */
@@ -409,12 +403,10 @@ u64 cpuid_xcr0_mask(void);
  * bits of AVX-512 are left off where the host has them. No guest has, so nobody can use that state. */
 u64 cpuid_xcr0_wanted(u64 val);
 
-/* ---- fpu.c ----------------------------------------------------------------------------------------------------------
- */
+/* ---- fpu.c ------------------------------------------------------------------------------------------------------- */
 void fpu_reset(struct fpu *f);
 
-/* ---- dbg.c: debug registers, single-step, the client's breakpoints
- * --------------------------------------------------- */
+/* ---- dbg.c: debug registers, single-step, the client's breakpoints ----------------------------------------------- */
 /* Before an instruction: execution breakpoints. STEP_OK, STEP_EXCP (#DB fault) or STEP_EXIT (client's). */
 int dbg_before(struct vcpu *v);
 /* After one: TF trap, data watches. `tf`: TF was set before the instruction. STEP_OK, STEP_EXIT; pends #DB. */

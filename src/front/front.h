@@ -11,8 +11,7 @@
 
 #include "../base/types.h"
 
-/* ---- fdtab.c: which descriptors are ours
- * ------------------------------------------------------------------------------ */
+/* ---- fdtab.c: which descriptors are ours ------------------------------------------------------------------------- */
 
 /* open("/dev/kvm"): a new descriptor, or -errno. */
 int front_open(bool cloexec);
@@ -42,8 +41,7 @@ void front_reap(void);
 /* numbers.c: do the process' calls of close() and its kin come here? */
 bool numbers_ours(void);
 
-/* ---- devnode.c: /dev/kvm as a file
- * ------------------------------------------------------------------------------------ */
+/* ---- devnode.c: /dev/kvm as a file ------------------------------------------------------------------------------- */
 
 #define DEVNODE "/dev/kvm"
 
@@ -67,8 +65,7 @@ int devnode_removexattr(const char *name);
 void devnode_stat(struct stat *st);
 void devnode_statx(struct statx *st);
 
-/* ---- signal.c
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- signal.c ---------------------------------------------------------------------------------------------------- */
 
 /* Wraps the handlers that were installed before us. Called at the first open. */
 void signal_adopt(void);

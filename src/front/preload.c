@@ -32,9 +32,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define KVM_IOCTL_TYPE 0xAE
 
-/* ---- open
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- open -------------------------------------------------------------------------------------------------------- */
 
 static int with_errno(int rc)
 {
@@ -108,8 +106,7 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
 	return devnode_named(dirfd, path) ? open_kvm(flags) : REAL(__openat64_2)(dirfd, path, flags);
 }
 
-/* ---- access, stat
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- access, stat ------------------------------------------------------------------------------------------------ */
 
 static int access_kvm(int mode)
 {
@@ -206,8 +203,7 @@ EXPORT int statx(int dirfd, const char *restrict path, int flags, unsigned int m
 	return 0;
 }
 
-/* ---- descriptors
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- descriptors ------------------------------------------------------------------------------------------------- */
 
 EXPORT int ioctl(int fd, unsigned long req, ...)
 {
@@ -323,8 +319,7 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags)
 	return REAL(sendmmsg)(fd, m, n, flags);
 }
 
-/* ---- before what the process sees of the file system changes, or what it may open there
- * ---------------------------------------------------------------------------- */
+/* ---- before what the process sees of the file system changes, or what it may open there -------------------------- */
 
 static void leaving(void)
 {

@@ -299,8 +299,7 @@ EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old
 	return 0;
 }
 
-/* ---- pthread_cancel
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- pthread_cancel ---------------------------------------------------------------------------------------------- */
 
 /* The kernel's struct sigaction. */
 struct kernel_action {

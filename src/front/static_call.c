@@ -56,8 +56,7 @@ const char *static_exe(void)
 	return exe;
 }
 
-/* ---- passing on
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- passing on -------------------------------------------------------------------------------------------------- */
 
 long static_pass_call(struct sthread *t, const u64 call[7], u64 mask)
 {
@@ -172,8 +171,7 @@ static long pass_pselect(struct sthread *t, struct kframe *f)
 	return rc;
 }
 
-/* ---- paths
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- paths ------------------------------------------------------------------------------------------------------- */
 
 /* A path of the program; its length, or -EFAULT, -ENAMETOOLONG. */
 long static_copy_path(char *out, u64 user)
@@ -351,8 +349,7 @@ static long call_mount(struct sthread *t, struct kframe *f)
 	return rc;
 }
 
-/* ---- starting programs
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- starting programs ------------------------------------------------------------------------------------------- */
 
 /* A pointer vector of the program: how many before the NULL, or -EFAULT. */
 static long count_pointers(u64 vector)
@@ -475,8 +472,7 @@ out:
 	return rc;
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 static long call_brk(u64 to)
 {
@@ -540,8 +536,7 @@ static long call_mmap(struct sthread *t, struct kframe *f)
 	return p == MAP_FAILED ? -errno : (long)(uintptr_t)p;
 }
 
-/* ---- descriptors
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- descriptors ------------------------------------------------------------------------------------------------- */
 
 static long call_ioctl(struct sthread *t, struct kframe *f)
 {
@@ -626,8 +621,7 @@ static long call_close_range(struct sthread *t, struct kframe *f)
 	return rc;
 }
 
-/* ---- the thread
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the thread -------------------------------------------------------------------------------------------------- */
 
 static long call_arch_prctl(struct sthread *t, struct kframe *f)
 {

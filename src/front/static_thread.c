@@ -78,8 +78,7 @@ static void bury(void)
 	pthread_mutex_unlock(&lock);
 }
 
-/* ---- threads
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- threads ----------------------------------------------------------------------------------------------------- */
 
 struct start {
 	const struct sthread *parent;
@@ -221,8 +220,7 @@ static long new_thread(struct sthread *parent, struct kframe *f, const struct cl
 	return s.rc;
 }
 
-/* ---- vfork
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- vfork ------------------------------------------------------------------------------------------------------- */
 
 struct borrowed {
 	struct sthread t;
@@ -296,8 +294,7 @@ static long new_vfork(struct sthread *parent, struct kframe *f, const struct clo
 	return rc;
 }
 
-/* ---- fork
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- fork -------------------------------------------------------------------------------------------------------- */
 
 /* What the C library's fork() calls while `forking` is set comes here. */
 void static_fork_call(struct sthread *t, struct kframe *f)
@@ -360,8 +357,7 @@ static long new_process(struct sthread *t, struct kframe *f, const struct clone_
 	return rc;
 }
 
-/* ---- the calls
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 static long make(struct sthread *t, struct kframe *f, const struct clone_args *args, u64 size)
 {

@@ -223,8 +223,7 @@ GEN_VEX2(blsi)
 GEN_VEX2(blsr)
 GEN_VEX2(blsmsk)
 
-/* ---- CRC32: destination 32 or 64 bits, source 1, 2, 4 or 8 bytes --------------------------------------------------
- */
+/* ---- CRC32: destination 32 or 64 bits, source 1, 2, 4 or 8 bytes ------------------------------------------------- */
 
 FN(crc32)
 {

@@ -26,8 +26,7 @@
 #define HW_TRIPLE_FAULT 2
 #define HW_INVALID_GUEST_STATE 33
 
-/* ---- what the processor does at exits: vcpu_ops --------------------------------------------------------------------
- */
+/* ---- what the processor does at exits: vcpu_ops ------------------------------------------------------------------ */
 
 static int exit_pio(struct vcpu *v, const struct pio *io)
 {
@@ -71,8 +70,7 @@ static const struct vcpu_ops ops_2006 = {
         .kicked = parked,
 };
 
-/* ---- helpers
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- helpers ----------------------------------------------------------------------------------------------------- */
 
 /* Finds and locks a vCPU. -EINVAL out of range, -ENOENT never created. */
 static int vcpu_get(struct vm *vm, u32 id, struct kvm_vcpu **out)
@@ -108,8 +106,7 @@ static void vcpu_put(struct kvm_vcpu *kv)
 	pthread_mutex_unlock(&kv->lock);
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 /* Gives the pages of [gpa, gpa + size) back. */
 static void punch(struct vm *vm, gpa_t gpa, u64 size)
@@ -291,8 +288,7 @@ out:
 	return rc;
 }
 
-/* ---- vCPU creation, registers
- * ------------------------------------------------------------------------------------------ */
+/* ---- vCPU creation, registers ------------------------------------------------------------------------------------ */
 
 static long create_vcpu(struct vm *vm, unsigned long arg)
 {
@@ -522,8 +518,7 @@ static long debug_guest(struct vm *vm, unsigned long arg)
 	return 0;
 }
 
-/* ---- KVM_RUN
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- KVM_RUN ----------------------------------------------------------------------------------------------------- */
 
 /* The client did the last exit's instruction: step over it, with what its end brings. True: that is an exit itself. */
 static bool step_over(struct kvm_vcpu *kv)
@@ -642,8 +637,7 @@ static long do_run(struct vm *vm, unsigned long arg)
 	return rc < 0 ? rc : user_write((void *)arg, &run, sizeof(run));
 }
 
-/* ---- the table
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 static const struct {
 	unsigned long req;

@@ -121,8 +121,7 @@ bool hole_fault(u64 address, void *ucontext);
 /* Does a slot of the VM lie in [address, address + size) of the client's memory? */
 bool vm_lends(struct vm *vm, u64 address, u64 size);
 
-/* ---- the ioctl doors: file.c --------------------------------------------------------------------------------------
- */
+/* ---- the ioctl doors: file.c ------------------------------------------------------------------------------------- */
 
 /* What one of our descriptors is: an open of /dev/kvm, or something an ioctl made. */
 struct kvm_file;

@@ -37,8 +37,7 @@ bool run_interrupted_by_signal(void)
 	return true;
 }
 
-/* ---- KVM_SET_SIGNAL_MASK
- * ------------------------------------------------------------------------------------------- */
+/* ---- KVM_SET_SIGNAL_MASK ----------------------------------------------------------------------------------------- */
 
 /* Faults of ours. */
 #define NEVER_BLOCKED                                                                                                  \

@@ -557,8 +557,7 @@ TEST(address_spaces_without_global_pages)
 	two_spaces(0);
 }
 
-/* ---- a program that is read anew into other memory -----------------------------------------------------------------
- */
+/* ---- a program that is read anew into other memory --------------------------------------------------------------- */
 
 #define PARTS 16u
 #define PIECES 100u

@@ -104,8 +104,7 @@ TEST(page_tables_in_memory_the_client_has_not)
 	munmap(p, 0x1000);
 }
 
-/* ---- what CPUID takes away ----------------------------------------------------------------------------------------
- */
+/* ---- what CPUID takes away --------------------------------------------------------------------------------------- */
 
 /* Flat 32-bit code, with this CPUID or none: the vector of its first fault, 0 when there is none. */
 static unsigned first_fault(const uint8_t *code, size_t n, const void *cpuid)

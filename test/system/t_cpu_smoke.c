@@ -330,8 +330,7 @@ TEST(long_mode_gates)
 	teardown();
 }
 
-/* ---- 32-bit: rings, call gate, tasks, virtual-8086 mode -----------------------------------------------------------
- */
+/* ---- 32-bit: rings, call gate, tasks, virtual-8086 mode ---------------------------------------------------------- */
 
 SNIPPET(p32, ".code32\n"
              "mov $0x28,%ax\nltr %ax\n"
