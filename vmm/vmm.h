@@ -55,8 +55,11 @@ struct i8259 {
 	} chip[2];
 };
 
+/* Of each chip: ..._reset() as after power-on, ..._in() and ..._out() the guest's accesses to its ports. */
+
 void i8259_reset(struct i8259 *pic);
 void i8259_set_irq(struct i8259 *pic, unsigned irq, bool level);
+/* Does the pair ask the processor? */
 bool i8259_pending(const struct i8259 *pic);
 /* Interrupt acknowledge: the vector. */
 uint8_t i8259_ack(struct i8259 *pic);
@@ -95,6 +98,7 @@ struct mc146818 {
 void mc146818_reset(struct mc146818 *rtc, uint64_t ram_size);
 uint8_t mc146818_in(struct mc146818 *rtc, uint16_t port, struct i8259 *pic);
 void mc146818_out(struct mc146818 *rtc, uint16_t port, uint8_t val);
+/* Raises IRQ 8 when it is due. Returns when to come back (ns), or 0. */
 uint64_t mc146818_poll(struct mc146818 *rtc, struct i8259 *pic, uint64_t now);
 
 /* ---- uart16550.c: the serial port -------------------------------------------------------------------------------- */
@@ -175,6 +179,7 @@ void terminal_restore(void);
 /* Runs a guest until it ends; the exit status of `devkvm boot`. */
 int machine_run(const struct boot_options *opt);
 
+/* CLOCK_MONOTONIC. */
 uint64_t now_ns(void);
 
 /* A line "devkvm boot: …" on stderr. */

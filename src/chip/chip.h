@@ -25,7 +25,7 @@ struct chips;
 struct chip_ops {
 	/* The vCPU looks at its interrupts (and wakes when it sleeps in HLT). Any thread, chips.lock held. */
 	void (*kick)(void *owner, unsigned vcpu);
-	/* INIT and SIPI arrived for it: NMI, INIT, SIPI with `vector`. */
+	/* An NMI, an INIT, a SIPI with `vector`, an SMI arrived for it. */
 	void (*nmi)(void *owner, unsigned vcpu);
 	void (*init)(void *owner, unsigned vcpu);
 	void (*sipi)(void *owner, unsigned vcpu, u8 vector);
@@ -173,7 +173,10 @@ struct chips {
 
 /* ---- route.c ----------------------------------------------------------------------------------------------------- */
 
+/* All chips, reset, but for the local APICs and, until it is asked for, the i8254. `split`: the local APICs alone
+ * answer the guest. `owner` goes to the upcalls. NULL: no memory. */
 struct chips *chips_create(const struct chip_ops *ops, void *owner, bool split);
+/* The local APICs too. Nobody uses any of them any more. */
 void chips_free(struct chips *c);
 /* The local APIC of a new vCPU, reset but for what APIC_BASE says. NULL: no memory. */
 struct lapic *chips_add_lapic(struct chips *c, unsigned vcpu);
@@ -184,7 +187,7 @@ int gsi_set(struct chips *c, unsigned gsi, unsigned source, bool level);
 int gsi_set_locked(struct chips *c, unsigned gsi, unsigned source, bool level);
 /* A message-signalled interrupt (SDM vol. 3, 11.11). Result: as gsi_set(). */
 int msi_send_locked(struct chips *c, u64 addr, u32 data);
-u64 chip_now(void);
+u64 chip_now(void); /* CLOCK_MONOTONIC in ns */
 /* A timer of a chip may be earlier or later now. */
 void chips_timer_changed_locked(struct chips *c);
 /* Fires what is due; the next moment, NEVER: none. */
@@ -195,17 +198,20 @@ bool chips_mmio(struct chips *c, bool read, u64 gpa, u32 len, u8 *data);
 
 /* ---- lapic.c ----------------------------------------------------------------------------------------------------- */
 
+/* As RESET, or INIT leaves it, which keeps the id. */
 void lapic_reset_locked(struct lapic *l, bool init);
 /* Registers through memory (offset in the page) or MSRs (0x800 + index). False: #GP (MSRs), ignored (memory). */
 bool lapic_read_locked(struct lapic *l, u32 index, u32 *val);
 bool lapic_write_locked(struct lapic *l, u32 index, u32 val);
 bool lapic_msr_read(struct lapic *l, u32 msr, u64 *val);
 bool lapic_msr_write(struct lapic *l, u32 msr, u64 val);
+/* IA32_APIC_BASE changed: on or off, xAPIC or x2APIC, whose registers begin anew. */
 void lapic_set_base(struct lapic *l, u64 base);
 /* What CPUID says: whether there is an x2APIC. */
 void lapic_offer_x2apic(struct lapic *l, bool offered);
 /* The version register follows the chips and CPUID, whatever was loaded into it. */
 void lapic_version_locked(struct lapic *l);
+/* chips.ops->stimer() is called at this moment; NEVER: it is not. */
 void lapic_set_stimer(struct lapic *l, u64 when);
 void lapic_set_tpr(struct lapic *l, u32 tpr);
 /* As a write to the EOI register. */
@@ -221,14 +227,16 @@ u32 lapic_id(const struct lapic *l);
 bool lapic_accept_locked(struct lapic *l, u32 icr);
 /* A vector that may be delivered now, or -1: look only / take it. The i8259's come through LINT0. */
 int lapic_pending(struct lapic *l, bool take);
+/* MSR_TSC_DEADLINE: nothing happens unless the timer is in that mode. */
 void lapic_set_deadline(struct lapic *l, u64 tsc);
+/* The timer is due. */
 void lapic_timer_fire_locked(struct lapic *l, u64 now);
 void lapic_changed_locked(struct lapic *l); /* after a restore */
 /* Does the i8259 pair, or who stands for it, reach this processor? */
 bool lapic_takes_pic(struct lapic *l);
 /* Would a level-triggered message with this vector and destination have come to this APIC? */
 bool msi_is_for(const struct lapic *l, u64 addr, u32 data, u8 vector);
-/* Delivers to every matching APIC; -1: none took it, else whether some IRR bit was new. */
+/* A message between processors, or of a device. */
 struct ipi {
 	u32 dest;
 	u8 vector, mode; /* delivery mode, SDM vol. 3, 11.6.1 */
@@ -236,20 +244,27 @@ struct ipi {
 	u8 shorthand; /* 0 none, 1 self, 2 all, 3 all but self */
 	struct lapic *from;
 };
+/* Delivers to every matching APIC; -1: none took it, else whether some IRR bit was new. */
 int ipi_send_locked(struct chips *c, const struct ipi *m);
+/* Does its destination name this APIC? */
 bool ipi_matches(const struct lapic *l, const struct ipi *m);
 /* Was the vector's last interrupt a level? */
 bool lapic_level(const struct lapic *l, u8 vector);
 
 /* ---- ioapic.c, i8259.c, i8254.c -------------------------------------------------------------------------------- */
 
+/* ..._reset(): as after power-on. ..._set_locked(): a pin or line rises or falls; the result as gsi_set().
+ * ..._read(), ..._write(): the guest's accesses, by the offset in the IOAPIC's page, or the port. */
+
 void ioapic_reset(struct ioapic *io);
 int ioapic_set_locked(struct chips *c, unsigned pin, bool level);
 u32 ioapic_read(struct chips *c, u32 offset);
 void ioapic_write(struct chips *c, u32 offset, u32 val);
+/* The EOI of a level-triggered vector: pins whose level is still there ask again. */
 void ioapic_eoi_locked(struct chips *c, u8 vector);
 /* The EOI of an edge-triggered vector, which an IOAPIC does not see: for the timer that waits for it. */
 void ioapic_edge_eoi_locked(struct chips *c, u8 vector);
+/* After a restore: what asks and is not masked is delivered. */
 void ioapic_changed_locked(struct chips *c);
 
 void pic_reset(struct chips *c);
@@ -258,11 +273,13 @@ u8 pic_read_locked(struct chips *c, u16 port);
 void pic_write_locked(struct chips *c, u16 port, u8 val);
 /* Acknowledge cycle: the vector. */
 u8 pic_ack_locked(struct chips *c);
+/* Settles chips.pic_out, and kicks whom it concerns. */
 void pic_update_locked(struct chips *c);
 
 void pit_reset(struct pit *p);
 u8 pit_read_locked(struct chips *c, u16 port);
 void pit_write_locked(struct chips *c, u16 port, u8 val);
+/* Counter 0 is due. */
 void pit_fire_locked(struct chips *c, u64 now);
 /* Is this pin at the end of the line that counter 0 drives? */
 bool pit_drives(const struct chips *c, enum gsi_kind kind, unsigned pin);

@@ -329,6 +329,7 @@ static inline u32 cpu_code_key(unsigned mode, unsigned dmode, unsigned cpl, bool
 
 /* ---- seg.c: segment loads, far control transfers, call gates, task switches -------------------------------------- */
 
+/* The bounds of plain accesses (struct seg) follow from the segment's descriptor and the mode. After every change. */
 void seg_derive(struct vcpu *v, unsigned n);
 /* Linear address of a data access, with limit, type and canonical checks. Slow path of vmem.h. STEP_OK or STEP_EXCP. */
 int seg_linear_slow(struct vcpu *v, unsigned n, u64 ea, unsigned size, unsigned access, gva_t *gva);

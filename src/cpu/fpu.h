@@ -82,6 +82,7 @@ static inline u8 *fpu_mm(struct fpu *f, unsigned n)
 	return f->fx + FX_ST + 16 * ((n - fpu_top(f)) & 7);
 }
 
+/* As after RESET. */
 void fpu_reset(struct fpu *f);
 /* FNINIT: control, status, tags and pointers; the registers keep their contents. */
 void fpu_fninit(struct fpu *f);

@@ -13,7 +13,6 @@ void seg_derive(struct vcpu *v, unsigned n)
 {
 	struct seg *s = &v->seg[n];
 	bool real = v->mode == MODE_REAL;
-
 	u8 may = 0;
 
 	if (real) {

@@ -1,5 +1,6 @@
 /*
- * devnode.c: /dev/kvm as a file: which paths name it, and what open(), access() and stat() say about it.
+ * devnode.c: /dev/kvm as a file: which paths name it, and what open(), access(), stat(), chmod() and the like say about
+ * it.
  *
  * It need not exist on the machine; a client sees a character device 10:232 that everybody may use.
  */

@@ -145,6 +145,7 @@ extern const char static_pass_from[], static_pass_insn[], static_pass_done[], st
 
 /* ---- static_signal.c */
 
+/* At the start: the actions that the process has are the program's. */
 void static_signal_init(struct sthread *t);
 /* As CLONE_CLEAR_SIGHAND, in the child. */
 void static_clear_handlers(struct sthread *t);
@@ -172,16 +173,21 @@ void static_block(void);
 void static_system_call(struct sthread *t, struct kframe *f, int nr);
 /* One that the program makes, as it is, under `mask`. */
 long static_pass_call(struct sthread *t, const u64 call[7], u64 mask);
+/* At the start: the program's file, and where its heap begins. */
 void static_call_init(const char *exe, u64 brk);
 /* The program's file: what /proc/self/exe is for it. */
 const char *static_exe(void);
+/* A path of the program's into PATH_MAX bytes: its length, or -EFAULT, -ENAMETOOLONG. */
 long static_copy_path(char *out, u64 user);
 
 /* ---- static_thread.c */
 
+/* The program's first thread, which is the calling one. NULL: no memory. */
 struct sthread *sthread_main(void);
+/* clone() and clone3() of the program, with the arguments of the calls; what they return to the caller. */
 long static_clone(struct sthread *t, struct kframe *f, u64 flags, u64 stack, u64 ptid, u64 ctid, u64 tls);
 long static_clone3(struct sthread *t, struct kframe *f, u64 args, u64 size);
+/* The end of a thread that static_clone() made. */
 noreturn void static_exit_thread(struct sthread *t, int status);
 /* The number of bytes from the frame's start to the end of its FPU state. */
 u64 kframe_size(const struct kframe *f);

@@ -173,7 +173,6 @@ static long pass_pselect(struct sthread *t, struct kframe *f)
 
 /* ---- paths ------------------------------------------------------------------------------------------------------- */
 
-/* A path of the program; its length, or -EFAULT, -ENAMETOOLONG. */
 long static_copy_path(char *out, u64 user)
 {
 	size_t n = 0;

@@ -1,7 +1,7 @@
 /*
  * op_mov.c: moves: MOV (general registers, memory, immediates, moffs), MOVZX, MOVSX, MOVSXD, XCHG, CMOVcc, SETcc, LEA,
- * BSWAP, MOVBE, MOVNTI, XLAT and the sign extensions of the accumulator. Segment, control and debug registers are
- * op_sys.c's.
+ * BSWAP, MOVBE, MOVNTI, XLAT and the sign extensions of the accumulator. Segment registers are op_seg.c's, control and
+ * debug registers op_sys.c's.
  */
 #include "interp_impl.h"
 

@@ -1,7 +1,7 @@
 /*
- * light.c: SYSCALL, SYSRET, IRETQ, WRFSBASE and POPFQ without their handlers, in the shapes that programs meet all the
- * time: 64-bit code to 64-bit code, flat segments, nothing to trap. Translated code calls jit_light() with the vector
- * registers and RBX RBP R12 R13 where they are; the other registers of the guest are in memory.
+ * light.c: SYSCALL, SYSRET, IRETQ, WRFSBASE, WRGSBASE and POPFQ without their handlers, in the shapes that programs
+ * meet all the time: 64-bit code to 64-bit code, flat segments, nothing to trap. Translated code calls jit_light() with
+ * the vector registers and RBX RBP R12 R13 where they are; the other registers of the guest are in memory.
  *
  * So nothing here may touch a vector register (the Makefile sees to that, also for the functions of cpu/seg.c), kill a
  * block or raise an exception. Each function first finds out whether the instruction is plain, and changes nothing when

@@ -1,5 +1,5 @@
 /*
- * trans.h: what trans.c and vec.c share: the block being translated.
+ * trans.h: what the files that translate share: the block being translated. Prototypes by file.
  */
 #ifndef DEVKVM_JIT_TRANS_H
 #define DEVKVM_JIT_TRANS_H

@@ -1,5 +1,6 @@
 /*
- * dialect_12.c: requests on an open of /dev/kvm: what there is (capabilities, CPUID, MSR lists), and making VMs.
+ * dialect_12.c: requests on an open of /dev/kvm: what there is (capabilities, CPUID, MSR lists), and making VMs; and
+ * KVM_ENABLE_CAP of VMs and vCPUs.
  *
  * Invariant: the answer to KVM_CHECK_EXTENSION is never negative, and positive only for what works.
  */

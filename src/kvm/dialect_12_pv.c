@@ -1,7 +1,6 @@
 /*
- * dialect_12_pv.c: what guests of Linux' KVM share with their hypervisor: the clock and steal time pages, end of
- * interrupt in memory, hypercalls (Documentation/virt/kvm/x86/{msr,hypercalls,cpuid}.rst); and the TSC beneath the
- * clock.
+ * dialect_12_pv.c: what guests of Linux' KVM share with their hypervisor: its MSRs, the clock and steal time pages,
+ * hypercalls (Documentation/virt/kvm/x86/{msr,hypercalls,cpuid}.rst); and the TSC beneath the clock.
  *
  * Invariants: the TSC runs at the host's rate; every vCPU of a VM that the client did not send elsewhere shows the same
  * count. kvmclock is that TSC, scaled: so a page once written stays right.

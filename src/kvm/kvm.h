@@ -72,6 +72,7 @@ u8 *vm_map(struct vm *vm, gpa_t gpa, u64 size);
 
 /* ---- vcpu.c ------------------------------------------------------------------------------------------------------ */
 
+/* A vCPU after RESET, with an engine: 0, or -errno. It is nobody's yet: vm_add_vcpu(). */
 int vcpu_create(struct vm *vm, u32 id, const struct vcpu_ops *ops, struct kvm_vcpu **out);
 void vcpu_destroy(struct kvm_vcpu *kv);
 static inline struct kvm_vcpu *kvm_vcpu_of(struct vcpu *v)
@@ -81,6 +82,7 @@ static inline struct kvm_vcpu *kvm_vcpu_of(struct vcpu *v)
 /* Queue of external interrupts; may be called from any thread. */
 void vcpu_queue_irq(struct kvm_vcpu *kv, u8 vector);
 bool vcpu_irq_pending(struct vcpu *v);
+/* -1: none waits. */
 int vcpu_irq_take_lowest(struct vcpu *v);
 
 /* ---- run.c ------------------------------------------------------------------------------------------------------- */

@@ -43,6 +43,7 @@ struct vm_mem {
 	u32 version; /* counts changes; TLBs filled under another version are flushed */
 };
 
+/* Without slots; the slots themselves are their maker's to free. */
 void vm_mem_init(struct vm_mem *vm);
 void vm_mem_free(struct vm_mem *vm);
 

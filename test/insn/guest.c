@@ -1,5 +1,5 @@
 /*
- * guest.c: one instruction in the interpreter, through its real loop. Delivery of exceptions is replaced (the linker's
+ * guest.c: one instruction in the engine, through its real loop. Delivery of exceptions is replaced (the linker's
  * --wrap): the first exception, or the INT3 behind the instruction, ends the run and is the outcome.
  */
 #include <string.h>
