@@ -1,6 +1,5 @@
 /*
- * client.h: a client of the 2006 interface, as such programs were written: plain open, ioctl and mmap on /dev/kvm. With
- * LINKED defined the same source uses the calls of <devkvm.h> instead.
+ * client.h: a client of the 2006 interface, as such programs were written.
  */
 #ifndef DEVKVM_TEST_IFACE_CLIENT_H
 #define DEVKVM_TEST_IFACE_CLIENT_H
@@ -15,18 +14,7 @@
 
 #include <linux/kvm.h>
 
-#ifdef LINKED
-#include <devkvm.h>
-#define kopen() devkvm_open(O_CLOEXEC)
-#define kioctl(fd, req, arg) devkvm_ioctl(fd, req, (void *)(arg))
-#define kmmap devkvm_mmap
-#define kclose devkvm_close
-#else
-#define kopen() open("/dev/kvm", O_RDWR | O_CLOEXEC)
-#define kioctl(fd, req, arg) ioctl(fd, req, arg)
-#define kmmap mmap
-#define kclose close
-#endif
+#include "door.h"
 
 /* A VM with one vCPU and `size` bytes of RAM at 0, mapped. */
 struct guest {
@@ -124,12 +112,5 @@ static int guest_run(struct guest *g)
 	g->run.emulated = g->run.mmio_completed = 0;
 	return rc;
 }
-
-/* Copies code into guest memory. */
-#define CODE(g, at, ...)                                                                                               \
-	do {                                                                                                           \
-		static const uint8_t code_[] = {__VA_ARGS__};                                                          \
-		memcpy((g)->ram + (at), code_, sizeof(code_));                                                         \
-	} while (0)
 
 #endif

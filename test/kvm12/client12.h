@@ -1,6 +1,5 @@
 /*
- * client12.h: a client of version 12 of the interface: plain open, ioctl and mmap on /dev/kvm with the system's header.
- * With LINKED defined the same source uses the calls of <devkvm.h> instead.
+ * client12.h: a client of version 12 of the interface, with the system's header.
  */
 #ifndef DEVKVM_TEST_KVM12_CLIENT12_H
 #define DEVKVM_TEST_KVM12_CLIENT12_H
@@ -17,18 +16,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifdef LINKED
-#include <devkvm.h>
-#define kopen() devkvm_open(O_CLOEXEC)
-#define kioctl(fd, req, arg) devkvm_ioctl(fd, req, (void *)(arg))
-#define kmmap devkvm_mmap
-#define kclose devkvm_close
-#else
-#define kopen() open("/dev/kvm", O_RDWR | O_CLOEXEC)
-#define kioctl(fd, req, arg) ioctl(fd, req, arg)
-#define kmmap mmap
-#define kclose close
-#endif
+#include "door.h"
 
 /* A VM with one vCPU and `size` bytes of the client's anonymous memory at 0. */
 struct guest {
@@ -203,12 +191,5 @@ static inline long guest_counter(struct guest *g, const char *name)
 	close(fd);
 	return val;
 }
-
-/* Copies code into guest memory. */
-#define CODE(g, at, ...)                                                                                               \
-	do {                                                                                                           \
-		static const uint8_t code_[] = {__VA_ARGS__};                                                          \
-		memcpy((g)->ram + (at), code_, sizeof(code_));                                                         \
-	} while (0)
 
 #endif
