@@ -172,12 +172,11 @@ void emit_store(struct emit *e, unsigned base, s32 disp, unsigned src)
 	encode(e, ENC_W, 0, 0x89, src, rm_mem(base, disp));
 }
 
-u8 *emit_jmp(struct emit *e, u8 opcode, const u8 *to)
+/* The displacement of a jump to `to`; NULL: it is not known yet. Where it lies. */
+static u8 *rel32(struct emit *e, const u8 *to)
 {
-	u8 *at;
+	u8 *at = e->p;
 
-	e1(e, opcode);
-	at = e->p;
 	note(e, at, FIX_REL);
 	e4(e, 0);
 	if (to)
@@ -185,18 +184,17 @@ u8 *emit_jmp(struct emit *e, u8 opcode, const u8 *to)
 	return at;
 }
 
+u8 *emit_jmp(struct emit *e, u8 opcode, const u8 *to)
+{
+	e1(e, opcode);
+	return rel32(e, to);
+}
+
 u8 *emit_jcc(struct emit *e, unsigned cc, const u8 *to)
 {
-	u8 *at;
-
 	e1(e, 0x0f);
 	e1(e, (u8)(0x80 | cc));
-	at = e->p;
-	note(e, at, FIX_REL);
-	e4(e, 0);
-	if (to)
-		patch_rel(at, e->delta, to);
-	return at;
+	return rel32(e, to);
 }
 
 /* ---- code memory ------------------------------------------------------------------------------------------------ */
