@@ -220,11 +220,9 @@ long vm_enable_cap(struct vm *vm, unsigned long arg)
 		return rc;
 	if (c.flags)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	rc = cap_on(vm, &c);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return rc;
 }
 

@@ -507,8 +507,7 @@ static long create_pit(struct vm *vm, bool speaker)
 	struct chips *c;
 	long rc;
 
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	rc = chips_need(vm);
 	if (rc < 0)
 		goto out;
@@ -522,8 +521,7 @@ static long create_pit(struct vm *vm, bool speaker)
 	}
 	pthread_mutex_unlock(&c->lock);
 out:
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return rc;
 }
 

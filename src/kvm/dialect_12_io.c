@@ -139,11 +139,9 @@ long ioeventfd(struct vm *vm, unsigned long arg)
 		if (e.fd < 0)
 			return -errno;
 	}
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	rc = off ? ioev_deassign(vm->x12, &e) : ioev_assign(vm->x12, &e);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	if (!off && rc < 0)
 		sys_close(e.fd);
 	return rc;
@@ -161,15 +159,13 @@ long coalesced_add(struct vm *vm, unsigned long arg)
 		return rc;
 	if (z.pio > 1)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	more = realloc(vm->x12->zone, (vm->x12->n_zone + 1) * sizeof(*more));
 	if (more) {
 		vm->x12->zone = more;
 		more[vm->x12->n_zone++] = (struct zone){.addr = z.addr, .size = z.size, .pio = z.pio};
 	}
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return more ? 0 : -ENOMEM;
 }
 
@@ -183,8 +179,7 @@ long coalesced_remove(struct vm *vm, unsigned long arg)
 		return rc;
 	if (z.pio > 1)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	/* Every zone that contains the one that is named. */
 	for (unsigned n = 0; n < x->n_zone;) {
 		const struct zone *o = &x->zone[n];
@@ -194,8 +189,7 @@ long coalesced_remove(struct vm *vm, unsigned long arg)
 		else
 			n++;
 	}
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return 0;
 }
 

@@ -501,12 +501,10 @@ long set_msr_filter(struct vm *vm, unsigned long arg)
 		filter_destroy(f);
 		return rc;
 	}
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	old = vm->x12->filter;
 	vm->x12->filter = f;
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	filter_destroy(old);
 	return 0;
 }

@@ -133,14 +133,12 @@ long ring_reset(struct vm *vm, unsigned long arg)
 
 	if (!vm->x12->ring_size)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	for (unsigned k = 0; k < vm->n_vcpu; k++)
 		if (vm->vcpu[k])
 			n += reset_one(vm->vcpu[k]);
 	if (n)
 		vm_flush_writes(vm);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return n;
 }

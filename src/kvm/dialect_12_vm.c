@@ -263,14 +263,12 @@ static long set_user_memory_region(struct vm *vm, unsigned long arg)
 		return -EINVAL;
 	if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr || r.memory_size >> PAGE_SHIFT > 0x7fffffff)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	rc = region_locked(vm, &r);
 	stat12_vm_publish(vm);
 	if (rc == 0)
 		vm_flush_all(vm);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return rc;
 }
 
@@ -293,8 +291,7 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 		return -ENXIO;
 	if (!slot_number(log.slot, &as, &id))
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	s = slot12_get(vm, log.slot);
 	rc = -ENOENT;
 	if (!s || !s->dirty)
@@ -311,8 +308,7 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 	memslot_take_dirty(s, bits);
 	vm_flush_writes(vm);
 out:
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	free(bits);
 	return rc;
 }
@@ -331,8 +327,7 @@ static long clear_dirty_log(struct vm *vm, unsigned long arg)
 		return -ENXIO;
 	if (!slot_number(log.slot, &as, &id) || (log.first_page & 63))
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	s = slot12_get(vm, log.slot);
 	rc = -ENOENT;
 	if (!s || !s->dirty)
@@ -353,8 +348,7 @@ static long clear_dirty_log(struct vm *vm, unsigned long arg)
 		atomic_fetch_and(&s->dirty[log.first_page / 64 + n], ~bits[n]);
 	vm_flush_writes(vm);
 out:
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	free(bits);
 	return rc;
 }
@@ -453,8 +447,7 @@ static long set_clock(struct vm *vm, unsigned long arg)
 		return rc;
 	if (c.flags & ~(u32)(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC))
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	pthread_mutex_lock(&vm->x12->time_lock);
 	if (c.flags & KVM_CLOCK_REALTIME) {
 		/* The time since the snapshot passed for the guest too; never backwards. */
@@ -469,8 +462,7 @@ static long set_clock(struct vm *vm, unsigned long arg)
 			clock12_update(&vm->vcpu[n]->cpu);
 	if (vm->n_vcpu && vm->vcpu[0])
 		hv_clock_changed(&vm->vcpu[0]->cpu);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return 0;
 }
 

@@ -241,12 +241,10 @@ static long set_memory_region(struct vm *vm, unsigned long arg)
 		return -EINVAL;
 	if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr || r.guest_phys_addr + r.memory_size > PHYS_MASK + 1)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	rc = set_memory_region_locked(vm, &r);
 	vm_flush_all(vm);
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	return rc;
 }
 
@@ -262,8 +260,7 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 		return rc;
 	if (log.slot >= VM_MAX_SLOTS_2006)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
-	vm_stop(vm, NULL);
+	vm_begin_change(vm);
 	slot = vm->slot[log.slot];
 	rc = -ENOENT;
 	if (!slot || !slot->dirty)
@@ -282,8 +279,7 @@ static long get_dirty_log(struct vm *vm, unsigned long arg)
 	memslot_take_dirty(slot, bits);
 	vm_flush_writes(vm);
 out:
-	vm_resume(vm, NULL);
-	pthread_mutex_unlock(&vm->lock);
+	vm_end_change(vm);
 	free(bits);
 	return rc;
 }

@@ -59,6 +59,9 @@ void vm_add_vcpu(struct vm *vm, unsigned id, struct kvm_vcpu *kv);
 /* Stops all vCPUs at an instruction boundary; they stay stopped until vm_resume(). The caller may itself be a vCPU. */
 void vm_stop(struct vm *vm, struct vcpu *self);
 void vm_resume(struct vm *vm, struct vcpu *self);
+/* For a request that changes what running vCPUs read: takes vm.lock and stops them; and the other way round. */
+void vm_begin_change(struct vm *vm);
+void vm_end_change(struct vm *vm);
 /* The calling thread's vCPU starts / ends executing guest instructions. */
 void vm_enter(struct vm *vm);
 void vm_leave(struct vm *vm);

@@ -97,6 +97,18 @@ void vm_resume(struct vm *vm, struct vcpu *self)
 	pthread_mutex_unlock(&vm->run_lock);
 }
 
+void vm_begin_change(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm_stop(vm, NULL);
+}
+
+void vm_end_change(struct vm *vm)
+{
+	vm_resume(vm, NULL);
+	pthread_mutex_unlock(&vm->lock);
+}
+
 void vm_enter(struct vm *vm)
 {
 	pthread_mutex_lock(&vm->run_lock);
