@@ -76,7 +76,6 @@ enum exit_reason {
 	EXIT_SHUTDOWN, /* triple fault */
 	EXIT_INTERNAL, /* exit.internal: we cannot go on */
 	EXIT_IRQ_WINDOW,
-	EXIT_FAIL_ENTRY,
 	EXIT_MSR,  /* exit.msr: the client is asked */
 	EXIT_RSM,  /* the owner leaves system management mode */
 	EXIT_STEP, /* never seen outside: the instruction runs again, with a look at breakpoints before and after it */

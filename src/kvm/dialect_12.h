@@ -8,7 +8,8 @@
  *   dialect_12_chip.c        interrupt chips: creation, lines, routes, irqfds, timers
  *   dialect_12_chip_state.c  ... their state in the interface's structures
  *   dialect_12_halt.c        a vCPU that waits: HLT, INIT and SIPI
- *   dialect_12_vcpu.c        vCPUs: creation, KVM_RUN, exits and their completion
+ *   dialect_12_vcpu.c        vCPUs: creation, KVM_RUN
+ *   dialect_12_exit.c        exits in struct kvm_run, and their completion
  *   dialect_12_regs.c        a vCPU's registers in the interface's structures
  *   dialect_12_cpuid.c       what CPUID is offered, and the tables that clients set
  *   dialect_12_msr.c         MSRs: lists, filter, machine checks
@@ -145,7 +146,7 @@ struct vcpu12 {
 	bool smm, smi_pending, smm_in_nmi;
 	u64 smbase, smi_count;
 
-	enum pending pend;
+	enum pending pend; /* dialect_12_exit.c */
 	u64 pend_rip;
 	struct pio pend_io;
 
@@ -309,8 +310,24 @@ void vcpu12_free(struct kvm_vcpu *kv);
 void vcpu12_reset(struct kvm_vcpu *kv, bool init);
 /* KVM_RUN's request_interrupt_window is looked at (again). On the vCPU. */
 void vcpu12_window(struct vcpu *v);
+
+/* ---- dialect_12_exit.c ------------------------------------------------------------------------------------------- */
+
+/* v->exit in struct kvm_run: KVM_RUN's result. */
+long exit12_fill(struct kvm_vcpu *kv);
+/* The client set a state that no processor can run from. */
+void exit12_fail_entry(struct kvm_vcpu *kv, const char *why);
+/* What the client answered to the last exit. True: this is an exit by itself, v->exit says which. */
+bool exit12_complete(struct kvm_vcpu *kv);
 /* The client sends the guest elsewhere: what the last exit had half done is void. */
 void vcpu12_abandon(struct kvm_vcpu *kv);
+/* The bytes at RIP, as far as they can be read: their number. Accesses nothing but RAM, faults never. */
+unsigned code_at_rip(struct vcpu *v, u8 bytes[15]);
+/* The page of port data, behind struct kvm_run. */
+static inline u8 *pio_data(struct vcpu12 *x)
+{
+	return (u8 *)x->run + PIO_PAGE * PAGE_SIZE;
+}
 
 /* ---- dialect_12_regs.c ------------------------------------------------------------------------------------------- */
 
