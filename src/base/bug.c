@@ -9,23 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static _Atomic(const char *) first_reason;
-
 bool bug_report(const char *file, int line, const char *what)
 {
-	const char *none = NULL;
+	static atomic_flag reported = ATOMIC_FLAG_INIT;
 
-	if (atomic_compare_exchange_strong(&first_reason, &none, what))
+	if (!atomic_flag_test_and_set(&reported))
 		fprintf(stderr, "devkvm: BUG at %s:%d: %s\n", file, line, what);
 #ifdef DEVKVM_DEBUG_BUILD
 	abort();
 #endif
 	return true;
-}
-
-const char *bug_first(void)
-{
-	return atomic_load(&first_reason);
 }
 
 bool debug_on(const char *topic)

@@ -29,7 +29,8 @@ void seg_derive(struct vcpu *v, unsigned n)
 	s->write_end = may & MEM_WRITE ? (u64)s->limit + 1 : 0;
 }
 
-bool seg_limit_ok(const struct seg *s, u64 ea, unsigned size)
+/* Limit check alone, expand-down included. */
+static bool limit_ok(const struct seg *s, u64 ea, unsigned size)
 {
 	u64 last = ea + size - 1;
 
@@ -64,7 +65,7 @@ int seg_linear_slow(struct vcpu *v, unsigned n, u64 ea, unsigned size, unsigned 
 			return excp_raise_err(v, vec, 0);
 		}
 	}
-	if (!seg_limit_ok(s, ea, size))
+	if (!limit_ok(s, ea, size))
 		return excp_raise_err(v, vec, 0);
 	lin = (u32)(s->base + ea);
 	/* Linear addresses wrap at 4 GiB, within an operand too; access.c does that, but cannot tell compatibility mode
@@ -444,7 +445,7 @@ static int st_linear(struct vcpu *v, const struct stack *st, u64 ea, unsigned si
 			return STEP_OK;
 	} else {
 		*gva = (u32)(st->ss.base + ea);
-		if ((!st->ss.unusable || v->mode == MODE_REAL) && seg_limit_ok(&st->ss, ea, size) &&
+		if ((!st->ss.unusable || v->mode == MODE_REAL) && limit_ok(&st->ss, ea, size) &&
 		    (*gva + size - 1 <= LIMIT_4G || !cpu_lma(v)))
 			return STEP_OK;
 	}

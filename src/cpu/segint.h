@@ -107,8 +107,6 @@ static inline bool seg_is_writable_data(const struct seg *s)
 	return s->s && !(s->type & SEGT_CODE) && (s->type & SEGT_W);
 }
 
-/* Limit check alone, expand-down included. */
-bool seg_limit_ok(const struct seg *s, u64 ea, unsigned size);
 /* The segment as a null selector leaves it. */
 void seg_make_null(struct seg *s, u16 sel, unsigned dpl);
 /* As virtual-8086 mode has it. */

@@ -1,5 +1,5 @@
 /*
- * vmem.c: the uncommon ways of vmem.h: what a failed access becomes, and host-pointer access through a segment.
+ * vmem.c: the uncommon ways of vmem.h: what a failed access becomes, and accesses whose segment must be looked at.
  */
 #include "vmem.h"
 
@@ -41,21 +41,4 @@ int v_write_slow(struct vcpu *v, unsigned seg, u64 ea, const void *src, unsigned
 	int rc = v_linear(v, seg, ea, size, MEM_WRITE, &gva);
 
 	return likely(rc == STEP_OK) ? lin_write(v, gva, src, size) : rc;
-}
-
-int v_open(struct vcpu *v, unsigned seg, u64 ea, unsigned size, unsigned access, bool locked, struct memref *ref)
-{
-	gva_t gva;
-	int rc = v_linear(v, seg, ea, size, access, &gva);
-
-	if (unlikely(rc != STEP_OK))
-		return rc;
-	/* A write entry answers for both kinds of access. */
-	ref->p = tlb_lookup(&v->mmu.tlb[v->mmu.ctx][access & MEM_WRITE ? TLB_WRITE : TLB_READ], gva, size);
-	if (likely(ref->p)) {
-		ref->direct = true;
-		return STEP_OK;
-	}
-	rc = mem_open(&v->mmu, gva, size, access, v->mmu.ctx, locked, ref);
-	return likely(rc == MEM_OK) ? STEP_OK : vmem_fail(v, rc);
 }

@@ -115,9 +115,6 @@ static inline int v_write(struct vcpu *v, unsigned seg, u64 ea, const void *src,
 	return v_write_slow(v, seg, ea, src, size);
 }
 
-/* mem_open() through a segment. `access` as there (MEM_READ | MEM_WRITE for read-modify-write). */
-int v_open(struct vcpu *v, unsigned seg, u64 ea, unsigned size, unsigned access, bool locked, struct memref *ref);
-
 static inline int sys_read(struct vcpu *v, gva_t gva, void *dst, unsigned size)
 {
 	int rc = mem_read(&v->mmu, gva, dst, size, TLB_SUPER);

@@ -154,8 +154,6 @@ noreturn void static_from_program(int sig, siginfo_t *info, void *uc, struct kfr
         __attribute__((visibility("hidden")));
 void static_in_engine(int sig, siginfo_t *info, void *uc, struct kframe *f, struct sthread *t)
         __attribute__((visibility("hidden")));
-/* Back into the program, through the handler of a signal that was put aside. */
-noreturn void static_leave(struct sthread *t, struct kframe *f);
 /* rt_sigaction, rt_sigprocmask, sigaltstack, rt_sigreturn. */
 long static_sigaction(struct sthread *t, int sig, u64 act, u64 old, u64 size);
 long static_sigprocmask(struct sthread *t, struct kframe *f, int how, u64 set, u64 old, u64 size);
@@ -171,14 +169,8 @@ void static_block(void);
 
 /* Carries the system call out that raised SIGSYS. Sets f->regs.ax. */
 void static_system_call(struct sthread *t, struct kframe *f, int nr);
-/* One that the program makes, as it is, under `mask`. */
-long static_pass_call(struct sthread *t, const u64 call[7], u64 mask);
 /* At the start: the program's file, and where its heap begins. */
 void static_call_init(const char *exe, u64 brk);
-/* The program's file: what /proc/self/exe is for it. */
-const char *static_exe(void);
-/* A path of the program's into PATH_MAX bytes: its length, or -EFAULT, -ENAMETOOLONG. */
-long static_copy_path(char *out, u64 user);
 
 /* ---- static_thread.c */
 

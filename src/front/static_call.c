@@ -51,14 +51,9 @@ void static_call_init(const char *program, u64 brk)
 	brk_start = brk_now = brk;
 }
 
-const char *static_exe(void)
-{
-	return exe;
-}
-
 /* ---- passing on -------------------------------------------------------------------------------------------------- */
 
-long static_pass_call(struct sthread *t, const u64 call[7], u64 mask)
+static long pass_call(struct sthread *t, const u64 call[7], u64 mask)
 {
 	long rc;
 
@@ -112,7 +107,7 @@ static long pass_as(struct sthread *t, struct kframe *f, const u64 call[7])
 	u64 program_call = f->regs.ax;
 	long rc;
 
-	rc = is_quick(call[0]) ? static_pass(call) : static_pass_call(t, call, static_mask(t, f));
+	rc = is_quick(call[0]) ? static_pass(call) : pass_call(t, call, static_mask(t, f));
 	if (unlikely(rc == PASS_AGAIN)) {
 		f->regs.ip -= 2;
 		return (long)program_call;
@@ -173,7 +168,8 @@ static long pass_pselect(struct sthread *t, struct kframe *f)
 
 /* ---- paths ------------------------------------------------------------------------------------------------------- */
 
-long static_copy_path(char *out, u64 user)
+/* A path of the program's into PATH_MAX bytes: its length, or -EFAULT, -ENAMETOOLONG. */
+static long copy_path(char *out, u64 user)
 {
 	size_t n = 0;
 
@@ -213,7 +209,7 @@ static enum special special_path(int dirfd, u64 user)
 {
 	char path[PATH_MAX];
 
-	if (static_copy_path(path, user) < 3)
+	if (copy_path(path, user) < 3)
 		return PATH_PLAIN;
 	if (devnode_named(dirfd, path))
 		return PATH_KVM;
@@ -375,7 +371,7 @@ static bool change_env(struct sthread *t, const u64 *from, size_t n, struct root
 		char variable[PATH_MAX], *changed;
 
 		out[k++] = from[e];
-		if (static_copy_path(variable, from[e]) < 0)
+		if (copy_path(variable, from[e]) < 0)
 			continue;
 		if (strncmp(variable, ROOT_VARIABLE "=", strlen(ROOT_VARIABLE "=")) == 0) {
 			k--;
@@ -405,7 +401,7 @@ static long call_execve(struct sthread *t, struct kframe *f, int dirfd, u64 path
 	int copy = -1;
 	size_t size;
 
-	if (static_copy_path(name, path) < 0)
+	if (copy_path(name, path) < 0)
 		return pass(t, f);
 	if (names_exe(name)) {
 		program = root_exe(t->files, exe, room);

@@ -255,7 +255,7 @@ static noreturn void deliver(struct sthread *t, struct kframe *f, int sig, const
 	static_call_handler(t, at, act.handler, sig, &t->call_mask);
 }
 
-noreturn void static_leave(struct sthread *t, struct kframe *f)
+static noreturn void leave(struct sthread *t, struct kframe *f)
 {
 	if (unlikely(t->is_held)) {
 		siginfo_t info = t->held;
@@ -278,7 +278,7 @@ noreturn void static_from_program(int sig, siginfo_t *info, void *uc, struct kfr
 		if (unlikely(t->forking))
 			static_fork_call(t, f);
 		static_system_call(t, f, info->si_syscall);
-		static_leave(t, f);
+		leave(t, f);
 	}
 	deliver(t, f, sig, info, f->mask);
 }

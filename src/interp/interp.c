@@ -806,11 +806,6 @@ int interp_one_block(struct vcpu *v)
 	return run_some(v, true);
 }
 
-int interp_deliver(struct vcpu *v)
-{
-	return deliver(v);
-}
-
 int interp_not_fetched(struct vcpu *v, int rc)
 {
 	return not_fetched(v, rc);

@@ -24,11 +24,10 @@ void interp_flush(struct vcpu *v);
 /* What the last run left half done, an instruction or a delivery that waits for MMIO answers, is void. */
 void interp_abandon(struct vcpu *v);
 /* For another engine. The loop of interp_run() around `run`, which runs instructions until there is something to look
- * at: it returns what interp_deliver() and its kin return. */
+ * at: it returns what interp_not_fetched() and its kin return. */
 enum interp_next { INTERP_GO_ON, INTERP_LEAVE };
 void interp_run_with(struct vcpu *v, int (*run)(struct vcpu *v));
 int interp_one_block(struct vcpu *v);                           /* one block, the interpreter's way */
-int interp_deliver(struct vcpu *v);                             /* v->excp, which a handler or a fetch raised */
 int interp_not_fetched(struct vcpu *v, int rc);                 /* a fetch returned STEP_EXCP or STEP_EXIT */
 int interp_after(struct vcpu *v, const struct insn *i, int rc); /* an instruction's handler returned `rc` */
 int interp_fetch(struct vcpu *v, gva_t lin, const u8 **p);      /* host pointer to code */

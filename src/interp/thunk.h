@@ -49,7 +49,6 @@ typedef u64 (*thunk_fn)(void *rm, void *reg, void *vvvv, void *is4, u64 *gpr, st
 #define THUNK_DST_RM BIT(14)
 #define THUNK_DST_REG BIT(15)
 #define THUNK_DST_VVVV BIT(16)
-#define THUNK_DST_IS4 BIT(17)
 
 struct thunk {
 	thunk_fn fn;

@@ -16,7 +16,7 @@ u64 rip_of(const struct trans *c, u64 lin)
 }
 
 /* May an instruction begin there? */
-bool in_limit(const struct trans *c, u64 lin)
+static bool in_limit(const struct trans *c, u64 lin)
 {
 	return c->key & KEY_64 ? is_canonical(lin) : rip_of(c, lin) <= c->cs.limit;
 }

@@ -219,7 +219,6 @@ static inline struct rm rm_guest(void)
 
 /* segment.c */
 u64 rip_of(const struct trans *c, u64 lin);
-bool in_limit(const struct trans *c, u64 lin);
 u64 limit_left(const struct trans *c, u64 lin);
 u64 target_of(const struct trans *c, const struct insn *i, u64 next);
 bool goes_astray(const struct trans *c, const struct insn *i, const struct nat *n, u64 next);
@@ -269,7 +268,6 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, u8 *al
 void vec_classify(struct trans *c, const struct insn *i, struct nat *n);
 void vec_begin(struct trans *c);
 void vec_emit(struct trans *c, unsigned k);
-void vec_check(struct trans *c); /* fetches vector registers and MXCSR, unless they are there; destroys flags */
 
 /* x87.c */
 void x87_classify(const struct trans *c, const struct insn *i, struct nat *n);

@@ -307,7 +307,8 @@ bool vec_access(const struct trans *c, unsigned k, u8 *size, bool *write, u8 *al
 
 /* ---- where the registers are ------------------------------------------------------------------------------------- */
 
-void vec_check(struct trans *c)
+/* Fetches vector registers and MXCSR, unless they are there; destroys flags. */
+static void check(struct trans *c)
 {
 	struct emit *e = &c->e;
 	u8 *skip;
@@ -330,7 +331,7 @@ void vec_begin(struct trans *c)
 	}
 	/* Flags are in jt.flags here. */
 	if (c->wants_vec)
-		vec_check(c);
+		check(c);
 }
 
 /* ---- one instruction -------------------------------------------------------------------------------------------- */
@@ -348,7 +349,7 @@ void vec_emit(struct trans *c, unsigned k)
 	if (i->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
 		if (!c->vec) {
 			flags_give(c, k);
-			vec_check(c);
+			check(c);
 		}
 		e1(e, 0xc5);
 		e1(e, 0xf8);
@@ -362,7 +363,7 @@ void vec_emit(struct trans *c, unsigned k)
 	if ((mem && !is_follower(c, k)) || !c->vec)
 		flags_give(c, k);
 	if (!c->vec)
-		vec_check(c);
+		check(c);
 	if (mem) {
 		size = mem_size(i);
 		rm = emit_operand(c, k, size, simd_alignment(i, size), f & V_STORE ? TLB_WRITE : TLB_READ);

@@ -6,14 +6,15 @@
 
 #include "mem.h"
 
-/* tlb.c: makes [page of gva] reachable at `hva` (the host address of `gva` itself). */
+/* ---- tlb.c ------------------------------------------------------------------------------------------------------- */
+
 /* A translation of 2^bits bytes (more than a page) is about to be used. */
 void tlb_note_large(struct mmu *m, gva_t gva, unsigned bits);
 /* Code is fetched from the page of `gva`. */
 void tlb_note_exec(struct mmu *m, gva_t gva);
+/* Makes [page of gva] reachable at `hva` (the host address of `gva` itself). */
 void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_kind kind, bool global);
-/* Kills the write entries that lead to the host page. */
-void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page);
+
 /* Is there a breakpoint for such an access in the page? */
 bool watch_covers_page(const struct mmu *m, gva_t gva, unsigned access);
 

@@ -320,7 +320,8 @@ void tlb_install(struct mmu *m, gva_t gva, u8 *hva, enum tlb_ctx ctx, enum tlb_k
 	e->add = (u64)(uintptr_t)hva - gva;
 }
 
-void tlb_drop_writes_to(struct mmu *m, const u8 *hva_page)
+/* Kills the write entries that lead to the host page. */
+static void drop_writes_to(struct mmu *m, const u8 *hva_page)
 {
 	for (unsigned c = 0; c < TLB_CTXS; c++)
 		each_entry(m, c, TLB_WRITE, drop_leading_to, (u64)(uintptr_t)hva_page);
@@ -395,7 +396,7 @@ void mem_watch_code(struct mmu *m, gpa_t gpa)
 	page = (gpa - s->gpa) >> PAGE_SHIFT;
 	atomic_fetch_or(&s->code[page / 64], BIT(page % 64));
 	/* Even when the bit was set already: another vCPU may have set it after our entry was filled. */
-	tlb_drop_writes_to(m, s->hva + (page << PAGE_SHIFT));
+	drop_writes_to(m, s->hva + (page << PAGE_SHIFT));
 }
 
 void mem_unwatch_code(struct mmu *m, gpa_t gpa)
