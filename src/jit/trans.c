@@ -383,8 +383,7 @@ static void emit_leave(struct trans *c, unsigned k)
 	encode(e, wflag(c), 0, 0x8b, H_RBP, rm_guest());
 }
 
-/* ---- bytes as they are --------------------------------------------------------------------------------------------
- */
+/* ---- bytes as they are ------------------------------------------------------------------------------------------- */
 
 /* Bytes that mean the same in 64-bit code; but for those of 16-bit code whose operand size counts. */
 static void emit_raw(struct trans *c, unsigned k)

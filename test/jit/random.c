@@ -1146,7 +1146,7 @@ int main(int argc, char **argv)
 		printf("FAILED: too many programs were given up\n");
 		n.failed++;
 	}
-	if (n.programs > 1000 && only_mode < 0 &&
+	if (n.programs > 1000 && only_mode < 0 && only_variant < 0 &&
 	    (n.copied * 10 < n.programs || n.retaken * 100 < n.programs || n.imported < n.programs)) {
 		printf("FAILED: too few blocks were copied\n");
 		n.failed++;
