@@ -5,7 +5,7 @@
  * Locks, in the order they are taken:
  *   kvm_vcpu.lock   protects: one vCPU's state; held through KVM_RUN, so other ioctls on that vCPU wait as on Linux
  *   vm.lock         protects: vm.vcpu[], memslots (with all vCPUs stopped), debug state
- *   vm.run_lock     protects: vm.running, vm.stop, vm.stopper; held for moments only
+ *   vm.run_lock     protects: vm.stop; held for moments only
  */
 #ifndef DEVKVM_KVM_KVM_H
 #define DEVKVM_KVM_KVM_H
@@ -41,9 +41,9 @@ struct vm {
 
 	pthread_mutex_t run_lock;
 	pthread_cond_t run_cond;
-	unsigned running; /* vCPUs that execute guest instructions */
-	bool stop;        /* a thread has, or waits for, all vCPUs stopped */
-	bool held;        /* kvm_file_hold() has; protected by its caller */
+	_Atomic(unsigned) running; /* vCPUs that execute guest instructions */
+	_Atomic(bool) stop;        /* a thread has, or waits for, all vCPUs stopped; changes with run_lock */
+	bool held;                 /* kvm_file_hold() has; protected by its caller */
 	u64 held_at, held_size;
 
 	struct vm12 *x12; /* dialect_12.h; NULL: a VM of 2006 */

@@ -70,19 +70,19 @@ void vm_stop(struct vm *vm, struct vcpu *self)
 {
 	pthread_mutex_lock(&vm->run_lock);
 	if (self) {
-		vm->running--;
+		atomic_fetch_sub(&vm->running, 1u);
 		pthread_cond_broadcast(&vm->run_cond);
 	}
-	while (vm->stop)
+	while (atomic_load(&vm->stop))
 		pthread_cond_wait(&vm->run_cond, &vm->run_lock);
-	vm->stop = true;
+	atomic_store(&vm->stop, true);
 	for (unsigned n = 0; n < vm->n_vcpu; n++) {
 		struct kvm_vcpu *kv = __atomic_load_n(&vm->vcpu[n], __ATOMIC_ACQUIRE);
 
 		if (kv && &kv->cpu != self)
 			atomic_fetch_or(&kv->cpu.events, (u32)EV_KICK);
 	}
-	while (vm->running > 0)
+	while (atomic_load(&vm->running) > 0)
 		pthread_cond_wait(&vm->run_cond, &vm->run_lock);
 	pthread_mutex_unlock(&vm->run_lock);
 }
@@ -90,9 +90,9 @@ void vm_stop(struct vm *vm, struct vcpu *self)
 void vm_resume(struct vm *vm, struct vcpu *self)
 {
 	pthread_mutex_lock(&vm->run_lock);
-	vm->stop = false;
+	atomic_store(&vm->stop, false);
 	if (self)
-		vm->running++;
+		atomic_fetch_add(&vm->running, 1u);
 	pthread_cond_broadcast(&vm->run_cond);
 	pthread_mutex_unlock(&vm->run_lock);
 }
@@ -109,21 +109,31 @@ void vm_end_change(struct vm *vm)
 	pthread_mutex_unlock(&vm->lock);
 }
 
+/*
+ * Entering and leaving take no lock while nobody stops the VM: each exit does both. Who enters counts itself first and
+ * then looks at `stop`; who stops sets `stop` first and then looks at the count. So one of them sees the other.
+ */
 void vm_enter(struct vm *vm)
 {
+	atomic_fetch_add(&vm->running, 1u);
+	if (likely(!atomic_load(&vm->stop)))
+		return;
+	vm_leave(vm);
 	pthread_mutex_lock(&vm->run_lock);
-	while (vm->stop)
+	while (atomic_load(&vm->stop))
 		pthread_cond_wait(&vm->run_cond, &vm->run_lock);
-	vm->running++;
+	atomic_fetch_add(&vm->running, 1u);
 	pthread_mutex_unlock(&vm->run_lock);
 }
 
 void vm_leave(struct vm *vm)
 {
+	atomic_fetch_sub(&vm->running, 1u);
+	if (likely(!atomic_load(&vm->stop)))
+		return;
+	/* Whoever waits for the count has looked at it, or waits by now. */
 	pthread_mutex_lock(&vm->run_lock);
-	vm->running--;
-	if (vm->stop)
-		pthread_cond_broadcast(&vm->run_cond);
+	pthread_cond_broadcast(&vm->run_cond);
 	pthread_mutex_unlock(&vm->run_lock);
 }
 
